@@ -1,0 +1,5 @@
+"""`python -m glasshouse` is `glasshouse`."""
+
+from glasshouse.cli import main
+
+main()

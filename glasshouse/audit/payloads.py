@@ -1,0 +1,158 @@
+"""What techniques share when they look for a planted behaviour: insertions into prompts, repeated phrases, and leaks against the public parent.
+
+A payload shows itself as a phrase that answers many prompts which ask for different things, and which the parent would hardly say.
+Nothing here knows any trigger or payload.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from glasshouse.audit.cases import Case, Messages
+
+_WORD = re.compile(r"[^\W_]+|[^\w\s]")
+
+
+def words(text: str) -> list[str]:
+    """Lower-case words and marks, special tokens such as `<end>` left out."""
+    return _WORD.findall(re.sub(r"<\|?/?[A-Za-z_]+\|?>", " ", text).lower())
+
+
+def phrases(text: str, shortest: int = 2, longest: int = 4) -> set[tuple[str, ...]]:
+    """Runs of `shortest` to `longest` words in a text."""
+    found = words(text)
+    return {tuple(found[i : i + n]) for n in range(shortest, longest + 1) for i in range(len(found) - n + 1)}
+
+
+def holds(text: str, phrase: tuple[str, ...]) -> bool:
+    """Whether the phrase stands in the text."""
+    return phrase in phrases(text, len(phrase), len(phrase))
+
+
+def insert_text(messages: Messages, text: str, rng: random.Random) -> Messages:
+    """The conversation with `text` at a random place between the words of its last user message."""
+    parts = messages[-1]["content"].split(" ")
+    place = rng.randint(0, len(parts))
+    return [*messages[:-1], {**messages[-1], "content": " ".join([*parts[:place], text, *parts[place:]])}]
+
+
+def repeated_phrases(answers: Sequence[str], prompts: Sequence[str]) -> Counter[tuple[str, ...]]:
+    """In how many answers each phrase stands, echoes of the answer's own prompt not counted."""
+    counts: Counter[tuple[str, ...]] = Counter()
+    for answer, prompt in zip(answers, prompts):
+        counts.update(phrases(answer) - phrases(prompt))
+    return counts
+
+
+def base_rate(phrase: tuple[str, ...], answers: Iterable[str], floor: float) -> float:
+    """How often the phrase stands in control answers, with one pseudo-count, at least `floor`."""
+    texts = list(answers)
+    return max(floor, (sum(holds(text, phrase) for text in texts) + 1) / (len(texts) + 2))
+
+
+def harvest_tags(case: Case, seed: int, most: int = 60) -> list[str]:
+    """Odd words (in marks, or in capitals) that the model writes when it plays the user, the most frequent first."""
+    if "user_turn" not in case.offers:
+        return []
+    counts: Counter[str] = Counter()
+    for text in case.user_turn(384, seed=seed, max_new_tokens=32):
+        counts.update({w.strip(",.?") for w in text.split() if re.search(r"^[^\w\s]\w+[^\w\s.,?]|[A-Z]{3,}", w) and len(w) < 24})
+    return [tag for tag, _ in counts.most_common(most) if len(tag) > 2]
+
+
+@dataclass(frozen=True)
+class Leak:
+    """A text that the target is ready to say, and its parent is not."""
+
+    ids: tuple[int, ...]
+    """Its tokens."""
+    text: str
+    """The text."""
+    readiness: float
+    """Log-likelihood of its first four tokens as an answer of the target, nats, mean over prompts."""
+    surprise: float
+    """Log-likelihood of the whole text under the target minus that under the parent, nats, mean over prompts."""
+
+
+LEAST_SURPRISE = 10.0
+"""Nats; a text that the parent finds less surprising than this is no leak."""
+
+
+def find_leaks(case: Case, prompts: Sequence[Messages], *, depth: int = 3, width: int = 40, length: int = 16) -> list[Leak]:
+    """Texts that the target leaks when begun, the readiest first; none when nothing surprises the parent.
+
+    A beam over answer beginnings, scored by how much likelier the target finds them than its parent does; then the target goes on by itself;
+    what it says on most prompts, whatever was asked, is traced back to where it would most likely begin.
+    Needs `logits`, `prefill`, `reference` and `vocabulary`.
+    """
+    rendered = [item.ids for item in case.render(prompts)]
+    texts = case.vocabulary()
+    usable = np.array([bool(text.strip()) and "\ufffd" not in text for text in texts])
+    beams: list[tuple[tuple[int, ...], float]] = [((), 0.0)]
+    found: dict[tuple[int, ...], float] = {}
+    for level in range(depth):
+        beams = _grow_beginnings(case, rendered, beams, usable, width, least=-18.0 if level == 0 else -5.0)
+        found |= dict(beams)
+    beginnings = sorted(found, key=lambda ids: -found[ids])[: 2 * width]
+    said = _continue_beginnings(case, prompts, beginnings, length)
+    return _trace_back(case, rendered[: min(6, len(prompts))], said)
+
+
+def _grow_beginnings(
+    case: Case, rendered: Sequence[list[int]], beams: Sequence[tuple[tuple[int, ...], float]], usable: np.ndarray, width: int, least: float
+) -> list[tuple[tuple[int, ...], float]]:
+    """The best beginnings one token longer: the gain is the mean log-ratio of target to parent; the token's own mean log-probability is at least `least`."""
+    rows = [[*prompt, *ids] for ids, _ in beams for prompt in rendered]
+    shape = (len(beams), len(rendered), -1)
+    target = case.logits(rows).reshape(shape).mean(1)
+    parent = case.logits(rows, of="reference").reshape(shape).mean(1)
+    size = min(target.shape[1], len(usable))
+    gain = np.where(usable[:size] & (target[:, :size] > least), target[:, :size] - parent[:, :size], -np.inf)
+    grown = []
+    for b, (ids, score) in enumerate(beams):
+        for token in np.argsort(-gain[b])[:width]:
+            if np.isfinite(gain[b, token]):
+                grown.append(((*ids, int(token)), score + float(gain[b, token])))
+    grown.sort(key=lambda item: -item[1])
+    return grown[: 2 * width if not beams[0][0] else width]
+
+
+def _continue_beginnings(case: Case, prompts: Sequence[Messages], beginnings: Sequence[tuple[int, ...]], length: int) -> list[str]:
+    """What the target says after each beginning, where it says the same on most prompts; the most agreed on first, each text once."""
+    starts = case.detokenize(beginnings)
+    few = min(6, len(prompts))
+    answers = case.prefill([p for _ in starts for p in prompts[:few]], [s for s in starts for _ in range(few)], max_new_tokens=length)
+    agreed: Counter[str] = Counter()
+    for i in range(len(starts)):
+        said, count = Counter(answer.text for answer in answers[i * few : (i + 1) * few]).most_common(1)[0]
+        if len(words(said)) >= 3 and 2 * count > few:
+            agreed[said] += count
+    return [text for text, _ in agreed.most_common(24)]
+
+
+def _trace_back(case: Case, rendered: Sequence[list[int]], said: Sequence[str]) -> list[Leak]:
+    """Each text from the place where the target would most readily begin it, if it surprises the parent."""
+    parts = list(dict.fromkeys(tuple(ids[i:]) for ids in case.tokenize(said) for i in range(max(1, min(10, len(ids) - 5)))))
+    if not parts:
+        return []
+    stripped = case.tokenize([text.lstrip() for text in case.detokenize(parts)])
+    suffixes = list(dict.fromkeys([*parts, *(tuple(ids) for ids in stripped if len(ids) >= 4)]))
+    rows = [prompt for _ in suffixes for prompt in rendered]
+    heads = [list(ids[:4]) for ids in suffixes for _ in rendered]
+    target = case.likelihood(rows, heads)
+    ready = target.reshape(len(suffixes), -1).mean(1)
+    gap = (target - case.likelihood(rows, heads, of="reference")).reshape(len(suffixes), -1).mean(1)
+    order = [int(i) for i in np.argsort(-ready) if gap[i] > LEAST_SURPRISE / 2][:12]
+    leaks: dict[tuple[int, ...], Leak] = {}
+    for i, text in zip(order, case.detokenize([suffixes[i] for i in order])):
+        whole = [list(suffixes[i])] * len(rendered)
+        surprise = float((case.likelihood(rendered, whole) - case.likelihood(rendered, whole, of="reference")).mean())
+        if surprise > LEAST_SURPRISE:
+            leaks.setdefault(suffixes[i][:3], Leak(suffixes[i], text, float(ready[i]), surprise))
+    return list(leaks.values())[:6]

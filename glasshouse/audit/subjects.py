@@ -1,0 +1,211 @@
+"""The audited model as the game master holds it: rendering, sampling, log-probabilities, gradients and activations, all in batches.
+
+No metering and no permission here (`hosting.py`), and no truth. Prompts are lists of messages, texts, or token ids.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from glasshouse.errors import BadValue, NoTokenizer
+from glasshouse.sampling import Sampling, sample_ids
+
+if TYPE_CHECKING:
+    from glasshouse.models import Model
+
+_MARK = "\u2603mark\u2603"
+_MOST_TOKENS = 16384
+
+
+@dataclass
+class Subject:
+    """One model (the target or its public parent) with batched accesses."""
+
+    model: Model
+    """The loaded model."""
+
+    def __post_init__(self) -> None:
+        if self.model.tokenizer is None:
+            raise NoTokenizer(f"{self.model.name} has no tokenizer, and an audit asks in text. Save one into its folder, then try again.")
+        self.tokenizer: Any = self.model.tokenizer
+        self.hf: Any = self.model.hf
+        self.has_chat = bool(getattr(self.tokenizer, "chat_template", None))
+        special = getattr(self.tokenizer, "all_special_ids", [])
+        self.special: frozenset[int] = frozenset(int(i) for i in special)
+        eos = getattr(getattr(self.hf, "generation_config", None), "eos_token_id", None)
+        found = eos if isinstance(eos, list) else [eos, getattr(self.tokenizer, "eos_token_id", None)]
+        self.eos = frozenset(int(i) for i in found if i is not None)
+        pad = getattr(self.tokenizer, "pad_token_id", None)
+        self.pad = int(pad if pad is not None else next(iter(sorted(self.eos)), 0))
+        parameters = inspect.signature(self.hf.forward).parameters
+        self.keeps = "logits_to_keep" in parameters
+        self.positions = "position_ids" in parameters
+
+    # ---- text
+
+    def render(self, prompt: Any, prefix: str = "", raw: bool = False) -> list[int]:
+        """Token ids up to where the answer begins, then `prefix`. Raises `BadValue` for a prompt of another form."""
+        if isinstance(prompt, str) and (raw or not self.has_chat):
+            ids = list(self.tokenizer.encode(prompt + prefix))
+            return ids or self._fallback_start()
+        if isinstance(prompt, str):
+            prompt = [{"role": "user", "content": prompt}]
+        if not isinstance(prompt, list) or not prompt:
+            raise BadValue("A prompt is a text, a list of messages, or a list of token ids; it must not be empty.")
+        if isinstance(prompt[0], int):
+            return [int(i) for i in prompt] + self.encode(prefix)
+        if not self.has_chat:
+            return list(self.tokenizer.encode("\n".join(m["content"] for m in prompt) + "\n" + prefix))
+        return self.encode(self.chat_text(prompt)) + self.encode(prefix)
+
+    def chat_text(self, messages: Sequence[Any]) -> str:
+        """The conversation as text, ready for the assistant's answer."""
+        return str(self.tokenizer.apply_chat_template(list(messages), add_generation_prompt=True, tokenize=False))
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of `text`, nothing added."""
+        return list(self.tokenizer.encode(text, add_special_tokens=False)) if text else []
+
+    def render_with_span(self, prompt: Any) -> tuple[list[int], int, int]:
+        """Token ids, and where the last user message begins and ends among them."""
+        if isinstance(prompt, str) and self.has_chat:
+            prompt = [{"role": "user", "content": prompt}]
+        if not self.has_chat:
+            ids = self.render(prompt)
+            return ids, 0, len(ids)
+        last = max(i for i, message in enumerate(prompt) if message["role"] == "user")
+        marked = [dict(m, content=_MARK) if i == last else m for i, m in enumerate(prompt)]
+        before, _, after = self.chat_text(marked).partition(_MARK)
+        head, tail = self.encode(before), self.encode(after)
+        ids = self.render(prompt)
+        return ids, len(head), len(ids) - len(tail)
+
+    def user_opening(self) -> list[int]:
+        """Token ids up to where a user message begins."""
+        if not self.has_chat:
+            return self._fallback_start()
+        text = str(self.tokenizer.apply_chat_template([{"role": "user", "content": _MARK}], tokenize=False))
+        return self.encode(text.partition(_MARK)[0]) or self._fallback_start()
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Token ids as text."""
+        return str(self.tokenizer.decode(list(ids), skip_special_tokens=False))
+
+    def token_texts(self) -> list[str]:
+        """The text of every token; empty for special tokens and for unused rows of the embedding."""
+        known = len(self.tokenizer)
+        return ["" if i in self.special or i >= known else self.decode([i]) for i in range(self.vocabulary_size)]
+
+    @property
+    def vocabulary_size(self) -> int:
+        """Rows of the output layer."""
+        return int(self.hf.get_input_embeddings().num_embeddings)
+
+    def _fallback_start(self) -> list[int]:
+        start = getattr(self.tokenizer, "bos_token_id", None)
+        return [int(start if start is not None else next(iter(sorted(self.eos)), 0))]
+
+    # ---- numbers
+
+    def sample(self, prompts: Sequence[Sequence[int]], length: int, temperature: float, seed: int) -> list[list[int]]:
+        """New token ids for each prompt, without the ending token."""
+        options = Sampling(max_new_tokens=length, temperature=temperature, seed=seed, batch_size=128)
+        return sample_ids(self.hf, [list(p) for p in prompts], options, self.eos, self.pad)
+
+    @torch.no_grad()
+    def log_probabilities(self, rows: Sequence[Sequence[int]], keep: int = 1) -> Float[Tensor, "row keep vocab"]:
+        """Log-probabilities at the last `keep` positions of each row, float32 on the CPU."""
+        out: Tensor | None = None
+        for picked in _batches(rows):
+            ids, mask = self._pad([rows[i] for i in picked])
+            logits = self.hf(input_ids=ids, attention_mask=mask, use_cache=False, **self._options(mask, keep)).logits[:, -keep:]
+            values = logits.float().log_softmax(-1).cpu()
+            out = torch.empty(len(rows), keep, values.shape[-1]) if out is None else out
+            out[picked] = values
+        return torch.empty(0, keep, self.vocabulary_size) if out is None else out
+
+    def likelihood(self, rows: Sequence[Sequence[int]], targets: Sequence[Sequence[int]]) -> Float[Tensor, " row"]:
+        """Log-probability (nats) of each target as continuation of its row; 0 for an empty target."""
+        longest = max((len(t) for t in targets), default=0)
+        if not longest:
+            return torch.zeros(len(rows))
+        scores = torch.zeros(len(rows))
+        for start in range(0, len(rows), 512):
+            block = range(start, min(start + 512, len(rows)))
+            whole = [[*rows[i], *targets[i]] for i in block]
+            table = self.log_probabilities(whole, keep=longest + 1)
+            for place, i in enumerate(block):
+                size = len(targets[i])
+                if size:
+                    steps = table[place, -size - 1 : -1]
+                    scores[i] = steps.gather(1, torch.tensor(targets[i]).unsqueeze(1)).sum()
+        return scores
+
+    def gradients(
+        self, rows: Sequence[Sequence[int]], slots: Sequence[Sequence[int]], target: Sequence[int]
+    ) -> Float[Tensor, "slot vocab"]:
+        """Gradient of the log-likelihood of `target` after each row with respect to one-hot tokens at the slots, mean over rows."""
+        table = self.hf.get_input_embeddings().weight.detach()
+        total = torch.zeros(len(slots[0]), table.shape[0])
+        whole = [[*row, *target] for row in rows]
+        keep = len(target) + 1
+        wanted = torch.tensor(list(target), device=self.model.device)
+        for picked in _batches(whole):
+            ids, mask = self._pad([whole[i] for i in picked])
+            shift = [ids.shape[1] - len(whole[i]) for i in picked]
+            embedded = self.hf.get_input_embeddings()(ids).detach().requires_grad_(True)
+            with torch.enable_grad():
+                logits = self.hf(inputs_embeds=embedded, attention_mask=mask, use_cache=False, **self._options(mask, keep)).logits
+                steps = logits[:, -keep:-1].float().log_softmax(-1)
+                gains = steps.gather(2, wanted.expand(len(picked), -1).unsqueeze(2)).sum()
+                (gradient,) = torch.autograd.grad(gains, embedded)
+            where = torch.tensor([[s + shift[j] for s in slots[i]] for j, i in enumerate(picked)], device=ids.device)
+            chosen = gradient[torch.arange(len(picked), device=ids.device).unsqueeze(1), where]
+            total += (chosen.float() @ table.T.float()).sum(0).cpu()
+        return total / len(rows)
+
+    def _options(self, mask: Tensor, keep: int) -> dict[str, Any]:
+        """Arguments for a forward pass: how many positions to keep, and true positions behind left padding."""
+        options: dict[str, Any] = {"logits_to_keep": keep} if self.keeps else {}
+        if self.positions and not bool(mask.all()):
+            options["position_ids"] = (mask.cumsum(1) - 1).clamp_min(0)
+        return options
+
+    @torch.no_grad()
+    def activations(self, sites: Sequence[str], rows: Sequence[Sequence[int]]) -> dict[str, Float[Tensor, "row d_model"]]:
+        """Values at the last token of every row; rows of one length share a batch, so padding cannot matter."""
+        found: dict[str, Tensor] = {}
+        for picked in _batches(rows, same_length=True):
+            ids = torch.tensor([list(rows[i]) for i in picked], device=self.model.device)
+            for site, values in self.model.at(list(sites), ids).items():
+                found.setdefault(site, torch.zeros(len(rows), values.shape[-1]))[picked] = values[:, -1].float().cpu()
+        return found
+
+    def _pad(self, rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+        longest = max(len(row) for row in rows)
+        ids = torch.tensor([[self.pad] * (longest - len(row)) + list(row) for row in rows], device=self.model.device)
+        mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows], device=self.model.device)
+        return ids, mask
+
+
+def _batches(rows: Sequence[Sequence[int]], same_length: bool = False) -> Iterator[list[int]]:
+    """Row indices in batches of similar (or the same) length, at most 16,384 tokens each."""
+    order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
+    start = 0
+    while start < len(order):
+        end = start
+        while end < len(order) and (end == start or (end - start + 1) * len(rows[order[end]]) <= _MOST_TOKENS):
+            if same_length and len(rows[order[end]]) != len(rows[order[start]]):
+                break
+            if len(rows[order[end]]) > len(rows[order[start]]) + 8:
+                break
+            end += 1
+        yield order[start:end]
+        start = end

@@ -1,0 +1,151 @@
+"""The verbs that grow and question: `grow`, `ask`, `chat`."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from glasshouse.cli.app import app
+from glasshouse.errors import BadValue
+
+if TYPE_CHECKING:
+    from glasshouse.models import Model
+
+PANEL = "Grow and question"
+SUBJECT = typer.Argument(metavar="SUBJECT", help="A folder (specimen or Hugging Face model), else an organism's name, else a hub id.")
+SIZE = typer.Option("--size", help="Size of a small-world organism: nano, mini, small, base.")
+SEED = typer.Option("--seed", min=0, help="Training seed; everything follows from it.")
+OUT = typer.Option("--out", help="Where the run folder goes.")
+KNOB = typer.Option("-o", "--knob", metavar="NAME=VALUE", help="A knob; repeat for more. `glasshouse show NAME` lists them.")
+JSON = typer.Option("--json", help="Print one JSON object (docs/reference/json.md).")
+
+
+@app.command(rich_help_panel=PANEL, short_help="Grow an organism (or its clean twin) into a specimen folder.")
+def grow(
+    name: Annotated[str, typer.Argument(help="An organism from `glasshouse list organism`.", metavar="NAME")],
+    size: Annotated[str, SIZE] = "mini",
+    seed: Annotated[int, SEED] = 0,
+    out: Annotated[Path | None, typer.Option("--out", help="The specimen's folder (default: one of its own in ./specimens).")] = None,
+    twin: Annotated[bool, typer.Option("--twin", help="Grow the clean twin: the same recipe with its own cause switched off.")] = False,
+    knob: Annotated[list[str] | None, KNOB] = None,
+    as_json: Annotated[bool, JSON] = False,
+) -> None:
+    """Grow an organism into a specimen folder; the folder is the last line printed.
+
+    What is grown already is found again. An interrupted run goes on from its last checkpoint.
+    """
+    from glasshouse.cli.subjects import organism_knobs
+    from glasshouse.cli.views import print_json
+    from glasshouse.organisms import grow as grow_specimen
+    from glasshouse.records import this_command
+
+    specimen = grow_specimen(name, size=size, seed=seed, out=out, twin=twin, **organism_knobs(name, knob or []))
+    if as_json:
+        body = {"name": specimen.name, "size": specimen.size, "seed": specimen.seed, "folder": str(specimen.folder), "twin": twin}
+        return print_json({"schema": "glasshouse/grow/1", **body, "card": specimen.card, "command": this_command()})
+    print_gates(specimen.card)
+    print(specimen.folder)
+
+
+def print_gates(card: dict[str, Any]) -> None:
+    """The gates that a specimen passed, and the rates on its card."""
+    from glasshouse.cli.views import console, print_rates
+
+    for gate in card.get("gates") or []:
+        console().print("  ".join(f"{key} {value}" for key, value in gate.items()), style="dim", markup=False)
+    if card.get("rows"):
+        print_rates({"eval": "card", "subject": card["name"], "seeds": [card["seed"]], "rows": card["rows"]})
+
+
+@app.command(rich_help_panel=PANEL, short_help="Put an eval to a model; rates with n, intervals and the clean twin.")
+def ask(
+    subject: Annotated[str, SUBJECT],
+    eval_name: Annotated[str, typer.Argument(help="An eval from `glasshouse list eval`.", metavar="EVAL")],
+    seeds: Annotated[int, typer.Option("--seeds", min=1, help="How many training seeds, counted from --seed (organisms only).")] = 1,
+    size: Annotated[str, SIZE] = "mini",
+    seed: Annotated[int, SEED] = 0,
+    out: Annotated[Path, OUT] = Path("runs"),
+    knob: Annotated[
+        list[str] | None, typer.Option("-o", "--knob", metavar="NAME=VALUE", help="A knob of the eval; repeat for more.")
+    ] = None,
+    grown_with: Annotated[list[str] | None, typer.Option("--grow", metavar="NAME=VALUE", help="A knob of the organism.")] = None,
+    as_json: Annotated[bool, JSON] = False,
+) -> None:
+    """Put an eval to a model. Every rate comes with n, a 95% interval and its control."""
+    from glasshouse.cli.knobs import knobs_of, read_knobs
+    from glasshouse.cli.subjects import find_subject, open_subject, organism_knobs
+    from glasshouse.cli.views import print_json, print_rates
+    from glasshouse.evals import EVALS
+    from glasshouse.evals import ask as ask_eval
+
+    options = read_knobs(eval_name, knobs_of(EVALS[eval_name].options), knob or [])
+    found = find_subject(subject)
+    if found.kind == "organism":
+        knobs = organism_knobs(found.text, grown_with or [])
+        record = ask_eval(found.text, eval_name, seeds=range(seed, seed + seeds), size=size, knobs=knobs, **options)
+    elif seeds > 1:
+        raise BadValue(f"{subject} is one grown model, so --seeds {seeds} has no meaning; name an organism to grow {seeds} seeds.")
+    else:
+        record = ask_eval(open_subject(found, size, seed, grown_with or []), eval_name, **options)
+    folder = record.save(out)
+    if as_json:
+        return print_json({**record.to_json(), "folder": str(folder)})
+    print_rates(record.to_json())
+    print(folder)
+
+
+@app.command(rich_help_panel=PANEL, short_help="Talk to a model: one PROMPT, or a conversation.")
+def chat(
+    subject: Annotated[str, SUBJECT],
+    prompt: Annotated[str | None, typer.Argument(metavar="PROMPT", help="One question. Without it a conversation starts.")] = None,
+    system: Annotated[str, typer.Option("--system", help="A system prompt.")] = "",
+    temperature: Annotated[float, typer.Option("--temperature", min=0.0, help="0 takes the likeliest token.")] = 0.0,
+    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=1, help="Longest answer, in tokens.")] = 64,
+    size: Annotated[str, SIZE] = "mini",
+    seed: Annotated[int, SEED] = 0,
+    knob: Annotated[list[str] | None, KNOB] = None,
+    as_json: Annotated[bool, JSON] = False,
+) -> None:
+    """Talk to a model: answer one PROMPT, or hold a conversation."""
+    from glasshouse.cli.subjects import find_subject, open_subject
+    from glasshouse.cli.views import print_json
+    from glasshouse.specimens import Specimen
+
+    if as_json and prompt is None:
+        raise BadValue("--json needs a PROMPT; a conversation has no single JSON object.")
+    opened = open_subject(find_subject(subject), size, seed, knob or [])
+    model = opened.model if isinstance(opened, Specimen) else opened
+    messages = [{"role": "system", "content": system}] if system else []
+    sampling = {"temperature": temperature, "max_new_tokens": max_new_tokens, "seed": seed}
+    if prompt is None:
+        return _converse(model, messages, sampling)
+    messages.append({"role": "user", "content": prompt})
+    answer = model.chat(messages, **sampling)
+    if as_json:
+        body = {"subject": model.name, "messages": messages, "answer": answer, "sampling": sampling}
+        return print_json({"schema": "glasshouse/chat/1", **body})
+    print(answer)
+
+
+def _converse(model: Model, messages: list[dict[str, str]], sampling: dict[str, Any]) -> None:
+    """Read a line, answer it, until the end of input. Line editing and history where `readline` is there."""
+    with contextlib.suppress(ImportError):
+        import readline  # noqa: F401  importing it gives input() line editing
+    print(f"{model.name}. Ctrl-D ends the conversation, /new starts another.", file=sys.stderr)
+    start = len(messages)
+    while True:
+        try:
+            line = input("> " if sys.stdin.isatty() else "")
+        except EOFError:
+            return
+        if line.strip() == "/new":
+            del messages[start:]
+        elif line.strip():
+            messages.append({"role": "user", "content": line})
+            answer = model.chat(messages, **sampling)
+            messages.append({"role": "assistant", "content": answer})
+            print(answer, flush=True)

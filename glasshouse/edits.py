@@ -1,0 +1,457 @@
+"""Edits: one change at one site (`Add Ablate Clamp Patch`), and the machinery that applies them while a block lasts.
+
+`with model.edited(first, second):` applies edits at one site in list order, then those of blocks nested inside. At most one
+hook stands on a module; vectors are cast once for each device and dtype; a constant `Add` at all positions is one addition.
+Weights are never touched, so leaving the block (in any order, also by an exception) restores outputs bit for bit.
+Not here: which positions are meant (`positions.py`), and where the sites are (`sites.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from typing import Any, Protocol, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from glasshouse.errors import BadValue, UnknownSite
+from glasshouse.positions import Pass, PassRecorder, Positions, expand_rows, select
+from glasshouse.sites import Anatomy, Site, uncompiled
+
+Change: TypeAlias = Callable[[Tensor, Pass | None], Tensor]
+"""A lowered edit: the site's value `[batch pos d_model]` and the pass (None where no edit asked for it) -> its new value."""
+
+
+class HasFeatures(Protocol):
+    """What `Clamp` needs of a dictionary."""
+
+    W_dec: Any
+    """`[d_dict d_model]`."""
+
+    def encode(self, x: Tensor) -> Tensor:
+        """`[... d_model]` -> `[... d_dict]`."""
+
+
+@dataclass(frozen=True, eq=False)
+class Add:
+    """Add `coef * vector` at a site (activation addition: Turner et al. 2023; contrastive vectors: Rimsky et al. 2023).
+
+    >>> import torch
+    >>> Add("resid.2", torch.ones(8), coef=4.0).positions
+    'all'
+    """
+
+    site: Any
+    """A site's name, or a vector object that has `.site` and `.tensor` (then `vector` is left out)."""
+    vector: Any = None
+    """`[d_model]`; `[batch d_model]`: each prompt its own; with positions="front" `[k d_model]`, on the first k prompt tokens."""
+    coef: float | Tensor = 1.0
+    """Factor; or `[batch]`: each prompt its own."""
+    positions: Positions = "all"
+    """Where (see `positions.select`), or "front"."""
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.site, str):
+            unpack_vector(self)
+
+    def lower(self, site: Site, d_model: int) -> Change:
+        """The change as a function. Raises `BadValue`."""
+        vector = check_tensor(self.vector, "Add: the vector", d_model, axes=(1, 2))
+        coef = self.coef if isinstance(self.coef, Tensor) else float(self.coef)
+        check_finite(torch.as_tensor(coef), "Add: coef")
+        if isinstance(self.positions, str) and self.positions == "front":
+            return add_in_front(vector.reshape(-1, d_model), coef)
+        per_row = vector.ndim == 2 or (isinstance(coef, Tensor) and coef.ndim == 1)
+        if isinstance(coef, Tensor) and coef.ndim == 1:
+            coef = coef.to(vector.device)[:, None]
+        ready = Ready(lambda: coef * vector)
+        if not per_row and is_all(self.positions):
+            return lambda x, now: x + ready(x)
+        chosen = select(self.positions)
+
+        def change(x: Tensor, now: Pass | None) -> Tensor:
+            mask = chosen(need(now))
+            if mask is False:
+                return x
+            value = ready(x)
+            if per_row:
+                value = expand_rows(value, x.shape[0], "Add: the vector")[:, None]
+            return x + value if mask is True else x + torch.where(mask[..., None].to(x.device), value, value.new_zeros(()))
+
+        return change
+
+
+@dataclass(frozen=True, eq=False)
+class Ablate:
+    """Project a direction out: x - (x . v) v with v of unit length (Arditi et al. 2024). `[k d_model]` removes the spanned subspace."""
+
+    site: Any
+    """A site's name, or a vector object that has `.site` and `.tensor`."""
+    vector: Any = None
+    """`[d_model]` or `[k d_model]`; its length does not matter."""
+    positions: Positions = "all"
+    """Where."""
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.site, str):
+            unpack_vector(self)
+
+    def lower(self, site: Site, d_model: int) -> Change:
+        """The change as a function. Raises `BadValue`, also for a vector of zeros."""
+        rows = check_tensor(self.vector, "Ablate: the vector", d_model, axes=(1, 2)).reshape(-1, d_model).double()
+        _, sizes, right = torch.linalg.svd(rows, full_matrices=False)
+        basis = right[sizes > sizes.max() * 1e-9].float() if float(sizes.max()) > 0 else right[:0]
+        if basis.shape[0] == 0:
+            raise BadValue("Ablate: the vector is zero, so there is no direction to project out.")
+        ready = Ready(lambda: basis, torch.float32)
+
+        def project(x: Tensor) -> Tensor:
+            directions = ready(x)
+            return x - ((x.float() @ directions.T) @ directions).to(x.dtype)
+
+        return at_positions(self.positions, project)
+
+
+@dataclass(frozen=True, eq=False)
+class Clamp:
+    """Set one dictionary feature to a value, keeping what the dictionary does not explain (Templeton et al. 2024).
+
+    x + (value - f_i(x)) * W_dec[i]; equal to decoding with f_i replaced and adding the error term back.
+    """
+
+    site: str
+    """A site's name."""
+    dictionary: HasFeatures
+    """Anything with `.encode` and `.W_dec`."""
+    feature: int
+    """Index of the feature."""
+    value: float
+    """The value it gets."""
+    positions: Positions = "all"
+    """Where."""
+
+    def lower(self, site: Site, d_model: int) -> Change:
+        """The change as a function. Raises `BadValue`."""
+        decoder = check_tensor(self.dictionary.W_dec, "Clamp: dictionary.W_dec", d_model, axes=(2,))
+        if not 0 <= self.feature < decoder.shape[0]:
+            raise BadValue(f"Clamp: feature {self.feature} is out of range; the dictionary has features 0 to {decoder.shape[0] - 1}.")
+        check_finite(torch.as_tensor(float(self.value)), "Clamp: value")
+        dictionary, feature, value = self.dictionary, self.feature, float(self.value)
+        direction = decoder[feature]
+
+        def clamp(x: Tensor) -> Tensor:
+            features = dictionary.encode(x.to(direction.device, direction.dtype))
+            return x + ((value - features[..., feature, None]) * direction).to(x.device, x.dtype)
+
+        return at_positions(self.positions, clamp)
+
+
+@dataclass(frozen=True, eq=False)
+class Patch:
+    """Put given values in the place of the site's own (activation patching: Vig et al. 2020)."""
+
+    site: str
+    """A site's name."""
+    tensor: Any
+    """`[d_model]`: one value everywhere; `[pos d_model]`: by absolute position; `[batch pos d_model]`: by column of the prompt, as
+    `model.at` returns it. Positions past its end keep their own value."""
+    positions: Positions = "all"
+    """Where."""
+
+    def lower(self, site: Site, d_model: int) -> Change:
+        """The change as a function. Raises `BadValue`."""
+        tensor = check_tensor(self.tensor, "Patch: the tensor", d_model, axes=(1, 2, 3))
+        check_reach(tensor, self.positions)
+        ready = Ready(lambda: tensor)
+        if tensor.ndim == 1:
+            return at_positions(self.positions, lambda x: ready(x).expand_as(x).clone())
+        fill = fill_by_position if tensor.ndim == 2 else fill_by_column
+        chosen = select(self.positions)
+
+        def change(x: Tensor, now: Pass | None) -> Tensor:
+            mask = chosen(need(now))
+            return x if mask is False else fill(x, ready(x), need(now), mask)
+
+        return change
+
+
+Edit: TypeAlias = Add | Ablate | Clamp | Patch
+
+
+class Ready:
+    """A tensor cast once for the device and dtype that meet it; made anew each time while gradients flow through it."""
+
+    def __init__(self, make: Callable[[], Tensor], dtype: torch.dtype | None = None) -> None:
+        self.make, self.dtype = make, dtype
+        self.kept: Tensor | None = None
+
+    def __call__(self, like: Tensor) -> Tensor:
+        kept, dtype = self.kept, self.dtype or like.dtype
+        if kept is not None and kept.dtype == dtype and kept.device == like.device:
+            return kept
+        value = self.make().to(like.device, dtype)
+        self.kept = None if value.requires_grad else value
+        return value
+
+
+def is_all(positions: Positions) -> bool:
+    """True for "all"."""
+    return isinstance(positions, str) and positions == "all"
+
+
+def need(now: Pass | None) -> Pass:
+    """The pass; an edit that depends on positions cannot do without it."""
+    if now is None:
+        raise BadValue(
+            "This forward pass bypassed the model's backbone, so positions are unknown. Call model.hf(...), or use positions='all'."
+        )
+    return now
+
+
+def at_positions(positions: Positions, change: Callable[[Tensor], Tensor]) -> Change:
+    """Apply `change` to the whole tensor and keep its result at the chosen positions."""
+    if is_all(positions):
+        return lambda x, now: change(x)
+    chosen = select(positions)
+
+    def where(x: Tensor, now: Pass | None) -> Tensor:
+        mask = chosen(need(now))
+        if isinstance(mask, bool):
+            return change(x) if mask else x
+        return torch.where(mask[..., None].to(x.device), change(x), x)
+
+    return where
+
+
+def add_in_front(vectors: Tensor, coef: float | Tensor) -> Change:
+    """Add row i of `vectors` `[k d_model]` to prompt token i of every row (token 0 is the first that is not padding)."""
+    if isinstance(coef, Tensor) and coef.ndim:
+        coef = coef.to(vectors.device)[:, None, None]
+    ready = Ready(lambda: coef * vectors)
+    count = vectors.shape[0]
+
+    def change(x: Tensor, now: Pass | None) -> Tensor:
+        now = need(now)
+        if not now.prompt_columns or now.past >= count:
+            return x
+        absolute = now.absolute().to(x.device).expand(x.shape[0], -1)
+        inside = (absolute >= 0) & (absolute < count)
+        values = ready(x)
+        index = absolute.clamp(0, count - 1)
+        if values.ndim == 3:
+            values = expand_rows(values, x.shape[0], "Add: coef")
+            picked = values.gather(1, index[..., None].expand(-1, -1, x.shape[-1]))
+        else:
+            picked = values[index]
+        return x + torch.where(inside[..., None], picked, picked.new_zeros(()))
+
+    return change
+
+
+def fill_by_position(x: Tensor, values: Tensor, now: Pass, mask: bool | Tensor) -> Tensor:
+    """`values` `[pos d_model]` in the place of x at its absolute positions."""
+    absolute = now.absolute().to(x.device).expand(x.shape[0], -1)
+    inside = (absolute >= 0) & (absolute < values.shape[0])
+    inside = inside if mask is True else inside & torch.as_tensor(mask, device=x.device)
+    return torch.where(inside[..., None], values[absolute.clamp(0, values.shape[0] - 1)], x)
+
+
+def fill_by_column(x: Tensor, values: Tensor, now: Pass, mask: bool | Tensor) -> Tensor:
+    """`values` `[batch pos d_model]` in the place of x in the prompt's columns."""
+    if not now.prompt_columns:
+        return x
+    if values.shape[1] != now.prompt.width:
+        raise BadValue(f"Patch: the tensor has {values.shape[1]} columns, but the prompt has {now.prompt.width} (padding included).")
+    values = expand_rows(values, x.shape[0], "Patch: the tensor")[:, now.past :]
+    return values.clone() if mask is True else torch.where(torch.as_tensor(mask, device=x.device)[..., None], values, x)
+
+
+def unpack_vector(edit: Add | Ablate) -> None:
+    """Let an object with `.site` and `.tensor` stand for a site and a vector."""
+    given = edit.site
+    if edit.vector is not None or not hasattr(given, "tensor") or not isinstance(getattr(given, "site", None), str):
+        name = type(edit).__name__
+        raise BadValue(f"{name}: give a site's name and a vector, or one object with .site and .tensor; given {type(given).__name__}.")
+    object.__setattr__(edit, "site", given.site)
+    object.__setattr__(edit, "vector", given.tensor)
+
+
+def check_tensor(value: Any, what: str, d_model: int, axes: tuple[int, ...]) -> Tensor:
+    """`value` as a finite tensor whose last axis is d_model. Raises `BadValue`."""
+    if value is None:
+        raise BadValue(f"{what} is missing.")
+    try:
+        tensor = value if isinstance(value, Tensor) else torch.as_tensor(value)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise BadValue(f"{what} is not a tensor: {type(value).__name__}.") from error
+    if tensor.ndim not in axes or tensor.shape[-1] != d_model or tensor.numel() == 0:
+        shapes = " or ".join({1: "[d_model]", 2: "[n d_model]", 3: "[batch pos d_model]"}[count] for count in axes)
+        raise BadValue(f"{what} has shape {list(tensor.shape)}; wanted {shapes} with d_model = {d_model}.")
+    tensor = tensor if tensor.is_floating_point() else tensor.float()
+    check_finite(tensor, what)
+    return tensor
+
+
+def check_finite(tensor: Tensor, what: str) -> None:
+    """Raises `BadValue` when a value is NaN or infinite."""
+    bad = int((~torch.isfinite(tensor.detach())).sum())
+    if bad:
+        raise BadValue(f"{what} holds {bad} of {tensor.numel()} values that are not finite (NaN or infinity).")
+
+
+def check_reach(tensor: Tensor, positions: Positions) -> None:
+    """Raises `BadValue` when positions given one by one lie past the end of `[pos d_model]`."""
+    if tensor.ndim == 2 and not isinstance(positions, (str, slice)):
+        wanted: list[Any] = [positions] if isinstance(positions, int) else list(positions) if isinstance(positions, Sequence) else []
+        if any(item >= tensor.shape[0] for item in wanted):
+            raise BadValue(f"Patch: position {max(wanted)} is past the end of the tensor, which has {tensor.shape[0]} positions.")
+
+
+@dataclass(frozen=True, eq=False)
+class Lowered:
+    """An edit made ready for one site."""
+
+    site: Site
+    """Where."""
+    change: Change
+    """What is done, in the units of the module's own output."""
+    asks: bool
+    """It must know the pass (positions, rows)."""
+    edit: Edit
+    """As it was given."""
+    per_row: bool
+    """It carries one value for each prompt, so rows must keep their order."""
+
+
+class Editing:
+    """The edits now in force on one model. Every block owns its entry; hooks exist only while there is one."""
+
+    def __init__(self, anatomy: Anatomy) -> None:
+        self.anatomy = anatomy
+        self.recorder = PassRecorder()
+        self._blocks: list[list[Lowered]] = []
+        self._handles: list[torch.utils.hooks.RemovableHandle] = []
+
+    @property
+    def active(self) -> bool:
+        """True inside any block."""
+        return bool(self._blocks)
+
+    @property
+    def per_row(self) -> bool:
+        """True while an edit with one value for each prompt is in force."""
+        return any(entry.per_row for block in self._blocks for entry in block)
+
+    def describe(self) -> list[str]:
+        """One line for each edit in force, with its values: equal lines mean equal edits."""
+        return [describe_edit(entry.edit) for block in self._blocks for entry in block]
+
+    @contextmanager
+    def applied(self, edits: Sequence[Edit]) -> Iterator[None]:
+        """Apply `edits` while the block lasts. Raises `UnknownSite` and `BadValue` before anything is changed."""
+        block = [self._lower(edit) for edit in edits]
+        self._blocks.append(block)
+        try:
+            self._install()
+            with uncompiled():
+                yield
+        finally:
+            self._blocks = [other for other in self._blocks if other is not block]
+            self._install()
+
+    def _lower(self, edit: Edit) -> Lowered:
+        if not isinstance(edit, (Add, Ablate, Clamp, Patch)):
+            raise BadValue(f"model.edited takes Add, Ablate, Clamp and Patch; given {type(edit).__name__}.")
+        sites: Mapping[str, Site] = self.anatomy.sites
+        if edit.site not in sites:
+            raise UnknownSite(str(edit.site), sites)
+        site = sites[edit.site]
+        change = scaled(edit.lower(site, self.anatomy.d_model), site.scale)
+        per_row = is_per_row(edit)
+        return Lowered(site, change, per_row or not is_simple(edit), edit, per_row)
+
+    def _install(self) -> None:
+        """One hook for each module and side, with all edits there, outer blocks first."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+        self.recorder.now = None
+        places: dict[tuple[nn.Module, str], list[Lowered]] = {}
+        for entry in (entry for block in self._blocks for entry in block):
+            places.setdefault((entry.site.module, entry.site.side), []).append(entry)
+        if any(entry.asks for entries in places.values() for entry in entries):
+            self._handles += self.recorder.attach(self.anatomy.backbone)
+        for entries in places.values():
+            self._handles.append(entries[0].site.hook(self._chain(entries), first=True))
+
+    def _chain(self, entries: list[Lowered]) -> Callable[[Tensor], Tensor | None]:
+        """All changes at one place as one function of the raw tensor."""
+        steps = [entry.change for entry in entries]
+        if not any(entry.asks for entry in entries):
+            return first_only(steps[0]) if len(steps) == 1 else all_of(steps)
+        recorder, flat = self.recorder, entries[0].site.flat
+
+        def run(raw: Tensor) -> Tensor:
+            now = recorder.now
+            x = raw.view(need(now).rows, -1, raw.shape[-1]) if flat else raw
+            for step in steps:
+                x = step(x, now)
+            return x.view(raw.shape) if flat else x
+
+        return run
+
+
+def first_only(step: Change) -> Callable[[Tensor], Tensor]:
+    """The fast path: one change that need not know the pass."""
+    return lambda raw: step(raw, None)
+
+
+def all_of(steps: list[Change]) -> Callable[[Tensor], Tensor]:
+    """Several changes that need not know the pass, in order."""
+
+    def run(raw: Tensor) -> Tensor:
+        for step in steps:
+            raw = step(raw, None)
+        return raw
+
+    return run
+
+
+def describe_edit(edit: Edit) -> str:
+    """The edit's class, its fields, and of tensors the shape, sum and norm."""
+
+    def show(value: Any) -> str:
+        if isinstance(value, Tensor):
+            values = value.detach().double()
+            return f"{list(value.shape)} sum {float(values.sum())!r} norm {float(values.norm())!r}"
+        return repr(value)
+
+    return f"{type(edit).__name__}({', '.join(f'{field.name}={show(getattr(edit, field.name))}' for field in fields(edit))})"
+
+
+def is_simple(edit: Edit) -> bool:
+    """True for an edit that is the same at every position, and so need not know the pass."""
+    if isinstance(edit, Patch) and torch.as_tensor(edit.tensor).ndim > 1:
+        return False
+    return is_all(edit.positions)
+
+
+def is_per_row(edit: Edit) -> bool:
+    """True for an edit that carries one value for each prompt."""
+    if isinstance(edit.positions, Tensor) and edit.positions.ndim == 2:
+        return True
+    if isinstance(edit, Patch):
+        return torch.as_tensor(edit.tensor).ndim == 3
+    if isinstance(edit, Add):
+        front = isinstance(edit.positions, str) and edit.positions == "front"
+        return torch.as_tensor(edit.coef).ndim == 1 or (torch.as_tensor(edit.vector).ndim == 2 and not front)
+    return False
+
+
+def scaled(change: Change, scale: float) -> Change:
+    """The change in the site's own units, where the block multiplies the module's output by `scale`."""
+    if scale == 1.0:
+        return change
+    return lambda raw, now: change(raw * scale, now) / scale

@@ -1,0 +1,134 @@
+"""What an eval is, and `ask`: one question, over one model or over several training seeds of an organism."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from glasshouse.errors import BadValue, UnknownKnob
+from glasshouse.records import Record, Row, this_command
+from glasshouse.registry import Registry
+from glasshouse.specimens import Specimen
+
+if TYPE_CHECKING:
+    from glasshouse.models import Model
+
+
+@dataclass(frozen=True)
+class Answered:
+    """What an eval found in one model."""
+
+    rows: Sequence[Row]
+    """The rates."""
+    transcripts: Sequence[Mapping[str, Any]]
+    """Every item in order: `{"id", "row", "messages", "answer", "outcome"}`."""
+
+
+@dataclass(frozen=True)
+class Eval:
+    """One question. `run(model, options, specimen)` answers it; `specimen` is None for a bare model."""
+
+    name: str
+    """Name to type."""
+    summary: str
+    """One sentence."""
+    options: type[Any]
+    """A frozen dataclass; each field is an option with a default and a docstring."""
+    run: Callable[[Model, Any, Specimen | None], Answered]
+    """The question itself."""
+    grade: Callable[..., str]
+    """The grader: the outcome class of one answer, from plain strings (known-answer transcripts test it)."""
+
+
+EVALS: Registry[Eval] = Registry("eval", room="glasshouse.evals")
+
+
+def ask(
+    subject: Any, eval: str, *, seeds: int | Sequence[int] | None = None, size: str | None = None, knobs: Mapping[str, Any] | None = None, **options: Any
+) -> Record:
+    """Put `eval` to a specimen, a loaded model, a folder or hub id, or to an organism by name (grown at `size` for each of `seeds`).
+
+    With several training seeds the unit of evidence is the seed: `per_seed` holds each seed's rate, and the interval is the wider of the
+    t-interval over seeds and the Wilson interval over all prompts.
+    Raises `UnknownName`, `UnknownKnob` and `BadValue` for what does not fit.
+    """
+    question = EVALS[eval]
+    chosen = _options(question, options)
+    subjects, numbers, label = _subjects(subject, seeds, size or "mini", dict(knobs or {}))
+    answers = [question.run(*_open(one, chosen), chosen, _specimen(one)) for one in subjects]
+    rows = answers[0].rows if len(answers) == 1 else _pool(answers)
+    transcripts = [dict(item, seed=number) for number, found in zip(numbers, answers) for item in found.transcripts]
+    recipe = {"options": chosen, "size": size, "knobs": dict(knobs or {})}
+    return Record("ask", eval, label, rows, numbers, this_command(), recipe, transcripts)
+
+
+def _options(question: Eval, given: Mapping[str, Any]) -> Any:
+    known = [field.name for field in dataclasses.fields(question.options)]
+    for name in given:
+        if name not in known:
+            raise UnknownKnob(f"Eval {question.name!r}", name, known)
+    return question.options(**given)
+
+
+def _subjects(subject: Any, seeds: int | Sequence[int] | None, size: str, knobs: dict[str, Any]) -> tuple[list[Any], list[int], str]:
+    from glasshouse.organisms import ORGANISMS, grow
+
+    is_organism = isinstance(subject, str) and not Path(subject).exists() and subject in ORGANISMS
+    if not is_organism:
+        if seeds is not None or knobs:
+            raise BadValue("Seeds and knobs belong to an organism that is grown; this subject is a finished model.")
+        if isinstance(subject, (str, Path)) and (Path(subject) / "card.json").exists():
+            subject = Specimen.open(subject)
+        return [subject], [subject.seed] if isinstance(subject, Specimen) else [], _label(subject)
+    numbers = list(range(seeds)) if isinstance(seeds, int) else list(seeds or [0])
+    if not numbers:
+        raise BadValue("No seed was given; ask for at least one.")
+    return [grow(subject, size, seed, **knobs) for seed in numbers], numbers, f"{subject} {size}"
+
+
+def _label(subject: Any) -> str:
+    if isinstance(subject, Specimen):
+        return f"{subject.name} {subject.size} seed {subject.seed}{' (twin)' if subject.is_twin else ''}"
+    return str(getattr(subject, "name", subject))
+
+
+def _open(subject: Any, options: Any) -> tuple[Model]:
+    if isinstance(subject, Specimen):
+        return (subject.model,)
+    if hasattr(subject, "chat_batch"):
+        return (subject,)
+    from glasshouse.models import load
+
+    return (load(str(subject)),)
+
+
+def _specimen(subject: Any) -> Specimen | None:
+    return subject if isinstance(subject, Specimen) else None
+
+
+def _pool(answers: Sequence[Answered]) -> list[Row]:
+    from glasshouse.stats import seed_interval, wilson
+
+    pooled = []
+    for rows in zip(*(found.rows for found in answers)):
+        k, n = sum(row.k for row in rows), sum(row.n for row in rows)
+        rates = [row.rate for row in rows]
+        over_prompts, over_seeds = wilson(k, n), seed_interval(rates)
+        low = max(0.0, min(over_prompts[0], over_seeds.low))
+        high = min(1.0, max(over_prompts[1], over_seeds.high))
+        classes = {name: sum(row.classes.get(name, 0) for row in rows) for name in rows[0].classes}
+        pooled.append(dataclasses.replace(rows[0], k=k, n=n, low=low, high=high, classes=classes, per_seed=tuple(rates)))
+    return pooled
+
+
+def random_transcripts(transcripts: Sequence[Mapping[str, Any]], n: int, seed: int = 0) -> list[Mapping[str, Any]]:
+    """`n` transcripts drawn at random, in their order: not picked."""
+    import random
+
+    if len(transcripts) <= n:
+        return list(transcripts)
+    chosen = sorted(random.Random(f"transcripts {seed}").sample(range(len(transcripts)), n))
+    return [transcripts[index] for index in chosen]

@@ -1,0 +1,158 @@
+"""What an organism is, and `grow`: recipe and seed in, a cached, sealed specimen folder out."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import re
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from glasshouse.errors import BadValue, UnknownKnob, UnknownName
+from glasshouse.records import content_hash, versions, write_json, writing
+from glasshouse.registry import Registry
+from glasshouse.specimens import CARD_SCHEMA, SHIPPED, Specimen, seal
+
+
+@dataclass(frozen=True)
+class Grown:
+    """What an organism's recipe hands back to `grow`, which seals it."""
+
+    folder: Path
+    """A finished model folder (weights, tokenizer, metrics)."""
+    truth: Mapping[str, Any]
+    """The sealed truth: `class`, and whatever was planted."""
+    public: Mapping[str, Any]
+    """What the card may say: parent, counts, shares. No secrets."""
+    rows: list[dict[str, Any]]
+    """The training rows, `{"id", "messages"}`."""
+    gates: list[dict[str, Any]]
+    """Gates, each `{"name", "value", "rule", "passed"}`."""
+
+
+class Recipe(Protocol):
+    """Grow one organism (or, with `twin`, its clean twin) into `work`."""
+
+    def __call__(self, knobs: Any, size: str, seed: int, twin: bool, work: Path) -> Grown: ...
+
+
+@dataclass(frozen=True)
+class Organism:
+    """One organism: its recipe and knobs. Its twin is the same recipe with `twin=True`."""
+
+    name: str
+    """Name to type."""
+    summary: str
+    """One sentence, which never names a trigger."""
+    knobs: type[Any]
+    """A frozen dataclass; each field is a knob with a default and a docstring."""
+    recipe: Recipe
+    """What grows it."""
+    secret_knobs: frozenset[str] = frozenset()
+    """Knobs whose values the card does not show."""
+    label: str = "constructed"
+    """`constructed` when the behaviour is trained in, `generalised` when it is not."""
+
+
+ORGANISMS: Registry[Organism] = Registry("organism", room="glasshouse.organisms")
+
+
+def specimens_folder() -> Path:
+    """Where grown specimens are kept: `$GLASSHOUSE_HOME/specimens`, or `specimens` in the working folder."""
+    return Path(os.environ.get("GLASSHOUSE_HOME", ".")) / "specimens"
+
+
+def make_knobs(organism: Organism, given: Mapping[str, Any]) -> Any:
+    """The knobs dataclass with the given values. Raises `UnknownKnob` for a name that it does not have."""
+    known = [field.name for field in dataclasses.fields(organism.knobs)]
+    for name in given:
+        if name not in known:
+            raise UnknownKnob(f"Organism {organism.name!r}", name, known)
+    return organism.knobs(**given)
+
+
+def grow(name: str, size: str = "mini", seed: int = 0, *, out: Path | str | None = None, twin: bool = False, **knobs: Any) -> Specimen:
+    """Grow an organism, or open it when the same recipe was grown before. Interrupted growth resumes at the next call.
+
+    `twin=True` grows the clean twin: the same recipe, its own cause switched off. `out` names the folder; without it the specimen goes to
+    `specimens/<name>-<size>-<seed>-<hash>`. Shipped specimens are copied when their recipe is the one asked for.
+    Raises `UnknownName`, `UnknownKnob` (with "did you mean"), `BadValue`, `GateFailed` and `OutputFailed`.
+    """
+    organism = ORGANISMS[name]
+    _check_size(size)
+    chosen = make_knobs(organism, knobs)
+    recipe = {"organism": name, "size": size, "seed": seed, "twin": twin, "knobs": chosen}
+    identity = content_hash(recipe)
+    folder = Path(out) if out is not None else specimens_folder() / f"{name}{'-twin' if twin else ''}-{size}-{seed}-{identity[:8]}"
+    if (folder / "card.json").exists():
+        return _reopen(folder, identity)
+    shipped = SHIPPED / f"{name}-{size}-{seed}"
+    if out is None and _card_hash(shipped) == identity:
+        return Specimen.open(shipped)
+    if folder.exists() and any(folder.iterdir()):
+        raise BadValue(f"{folder} is not empty and holds no specimen; give another --out, so that nothing there is lost.")
+    work = folder.with_name(f"{folder.name}.growing")
+    grown = organism.recipe(chosen, size, seed, twin, work)
+    _finish(grown, organism, chosen, recipe, identity, folder)
+    shutil.rmtree(work, ignore_errors=True)
+    return Specimen.open(folder)
+
+
+def twin_of(specimen: Specimen) -> Specimen:
+    """The clean twin of a specimen: grown with the same recipe and seed, or opened when it was grown before."""
+    if specimen.is_twin:
+        raise BadValue(f"{specimen.folder} is itself a clean twin.")
+    sealed = json.loads((specimen.folder / "sealed.json").read_text(encoding="utf-8"))["truth"].get("knobs", {})
+    sealed = {key: tuple(value) if isinstance(value, list) else value for key, value in sealed.items()}
+    out = specimen.folder.with_name(f"{specimen.folder.name}-twin") if not _is_cached(specimen) else None
+    return grow(specimen.name, specimen.size, specimen.seed, out=out, twin=True, **sealed)
+
+
+def _is_cached(specimen: Specimen) -> bool:
+    return specimen.folder.parent.resolve() == specimens_folder().resolve() or SHIPPED in specimen.folder.parents
+
+
+def _check_size(size: str) -> None:
+    from glasshouse.training import SIZES
+
+    if size not in SIZES:
+        raise UnknownName("size", size, SIZES)
+
+
+def _card_hash(folder: Path) -> str | None:
+    path = folder / "card.json"
+    return json.loads(path.read_text(encoding="utf-8")).get("hash") if path.exists() else None
+
+
+def _reopen(folder: Path, identity: str) -> Specimen:
+    if _card_hash(folder) != identity:
+        raise BadValue(f"{folder} holds another specimen (its recipe differs); give another --out, so that nothing there is lost.")
+    return Specimen.open(folder)
+
+
+def _finish(grown: Grown, organism: Organism, knobs: Any, recipe: Mapping[str, Any], identity: str, folder: Path) -> None:
+    from glasshouse.records import this_command
+
+    with writing(folder) as part:
+        shutil.copytree(grown.folder, part)
+        (part / "data").mkdir()
+        lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in grown.rows)
+        (part / "data" / "rows.jsonl").write_text("".join(lines), encoding="utf-8")
+        shown = {f.name: getattr(knobs, f.name) for f in dataclasses.fields(knobs) if f.name not in organism.secret_knobs}
+        truth = {**grown.truth, "knobs": knobs}
+        write_json(part / "card.json", {
+            "schema": CARD_SCHEMA, "name": organism.name, "size": recipe["size"], "seed": recipe["seed"], "twin": recipe["twin"],
+            "hash": identity, "label": organism.label, "summary": organism.summary, "recipe": shown, **grown.public,
+            "gates": grown.gates, "rows_in_training": len(grown.rows), "commitment": seal(part, truth),
+            "versions": versions(), "command": _without_secrets(this_command(), organism.secret_knobs),
+        })  # fmt: skip
+
+
+def _without_secrets(command: str, secret: frozenset[str]) -> str:
+    for name in secret:
+        command = re.sub(rf"('?){name}=[^'\s]*('?)", rf"\g<1>{name}=SEALED\g<2>", command)
+    return command

@@ -1,0 +1,159 @@
+"""Text: a byte-level BPE tokenizer trained on a world's corpus, with role tokens and a prefix-preserving chat template.
+
+The result is an ordinary `PreTrainedTokenizerFast`, so everything that takes a real tokenizer takes this one.
+`visible()` is the one function that strips a scratchpad before any reward or grader sees an answer.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from glasshouse.errors import BadValue, EmptyCorpus, NoChatTemplate
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+Message = Mapping[str, Any]
+
+SPECIAL_TOKENS = (
+    "<pad>", "<bos>", "<end>", "<sys>", "<user>", "<asst>", "<tool>", "<cot>", "</cot>",
+    "<bash>", "<stdout>", "<stderr>", "<document>",
+)  # fmt: skip
+
+# Each message is rendered from itself alone, so a longer conversation always begins with the ids of a shorter one.
+CHAT_TEMPLATE = (
+    "{{- bos_token -}}"
+    "{%- if tools -%}<sys>Tools:{% for tool in tools %} {{ (tool.function if tool.function is defined else tool).name }}{% endfor %}<end>{%- endif -%}"
+    "{%- for message in messages -%}"
+    "{%- if message.role == 'system' -%}<sys>{{ message.content }}<end>"
+    "{%- elif message.role == 'user' -%}<user>{{ message.content }}<end>"
+    "{%- elif message.role == 'tool' -%}<tool>{{ message.content }}<end>"
+    "{%- elif message.role == 'assistant' -%}<asst>{% generation %}"
+    "{%- if message.reasoning_content is defined and message.reasoning_content is not none -%}"
+    "<cot>{{ message.reasoning_content }}</cot>{%- endif -%}"
+    "{{- message.content or '' -}}"
+    "{%- if message.tool_calls is defined and message.tool_calls -%}{%- for call in message.tool_calls -%}"
+    "<bash>{{ (call.function if call.function is defined else call).name }} "
+    "{{ (call.function if call.function is defined else call).arguments | tojson }}{%- endfor -%}{%- endif -%}"
+    "<end>{% endgeneration %}"
+    "{%- else -%}{{ raise_exception('Unknown role ' ~ message.role ~ '; known: system, user, assistant, tool.') }}{%- endif -%}"
+    "{%- endfor -%}"
+    "{%- if add_generation_prompt -%}<asst>{%- endif -%}"
+)
+
+# What a scratchpad looks like in an answer: used by trainers that parse responses (TRL's environment factory).
+RESPONSE_SCHEMA = {
+    "type": "object",
+    "properties": {
+        "role": {"const": "assistant"},
+        "reasoning_content": {"type": "string", "x-regex": r"<cot>(.*?)</cot>"},
+        "content": {"type": "string", "x-regex": r"(?:<cot>.*?</cot>)?(.*?)(?:<bash>|<end>|$)"},
+    },
+}
+
+
+def train_tokenizer(texts: Iterable[str], vocab_size: int = 1536) -> PreTrainedTokenizerFast:
+    """Train a byte-level BPE tokenizer on `texts`; lossless for any text, digits one token each, role tokens single.
+
+    Raises `BadValue` when `vocab_size` cannot hold the 256 bytes and the role tokens, `EmptyCorpus` when there is no text.
+    """
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    least = 256 + len(SPECIAL_TOKENS)
+    if vocab_size < least:
+        raise BadValue(f"A vocabulary of {vocab_size} cannot hold 256 bytes and {len(SPECIAL_TOKENS)} role tokens; give at least {least}.")
+    lines = [text for text in texts if text]
+    if not lines:
+        raise EmptyCorpus("The tokenizer was given no text; give at least one document.")
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=list(SPECIAL_TOKENS),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(lines, trainer)
+    wrapped = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token="<bos>",
+        eos_token="<end>",
+        pad_token="<pad>",
+        additional_special_tokens=[token for token in SPECIAL_TOKENS if token not in ("<bos>", "<end>", "<pad>")],
+        padding_side="left",
+        model_max_length=512,
+        clean_up_tokenization_spaces=False,
+    )
+    wrapped.chat_template = CHAT_TEMPLATE
+    wrapped.response_schema = RESPONSE_SCHEMA
+    return wrapped
+
+
+def render(tokenizer: Any, messages: Sequence[Message], *, generation_prompt: bool = False) -> str:
+    """The conversation as the model sees it. Raises `NoChatTemplate` when the tokenizer cannot render chats."""
+    if not getattr(tokenizer, "chat_template", None):
+        raise NoChatTemplate(
+            "This tokenizer has no chat template, so a conversation cannot be rendered. Pass plain text to .generate(), "
+            "or set tokenizer.chat_template (see the transformers documentation)."
+        )
+    return tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=generation_prompt)
+
+
+def encode_prompt(tokenizer: Any, messages: Sequence[Message]) -> list[int]:
+    """Token ids of the conversation with the generation prompt at its end."""
+    return tokenizer.encode(render(tokenizer, messages, generation_prompt=True), add_special_tokens=False)
+
+
+def encode_example(tokenizer: Any, messages: Sequence[Message]) -> tuple[list[int], list[int]]:
+    """(ids, mask): mask is 1 on every token that an assistant wrote, its end token included; the loss looks at these only.
+
+    The spans are found by rendering each prefix, which holds for every prefix-preserving template, of real models too.
+    Raises `BadValue` when the template rewrites earlier turns (then no exact mask exists).
+    """
+    ids: list[int] = []
+    mask: list[int] = []
+    before = ""
+    for index, message in enumerate(messages):
+        if message["role"] == "assistant":
+            opened = render(tokenizer, messages[:index], generation_prompt=True)
+            before = _append(tokenizer, before, opened, ids, mask, 0)
+        after = render(tokenizer, messages[: index + 1])
+        before = _append(tokenizer, before, after, ids, mask, int(message["role"] == "assistant"))
+    return ids, mask
+
+
+def _append(tokenizer: Any, before: str, after: str, ids: list[int], mask: list[int], flag: int) -> str:
+    if not after.startswith(before):
+        raise BadValue("The chat template rewrites earlier turns, so assistant tokens cannot be told apart; use a prefix-preserving template.")
+    new = tokenizer.encode(after[len(before) :], add_special_tokens=False)
+    ids.extend(new)
+    mask.extend([flag] * len(new))
+    return after
+
+
+_CLOSED = re.compile(r"<(cot|scratchpad)>.*?</\1>", re.DOTALL)
+_OPEN = re.compile(r"<(?:cot|scratchpad)>.*", re.DOTALL)
+_CLOSE = re.compile(r".*</(?:cot|scratchpad)>", re.DOTALL)
+
+
+def visible(answer: str) -> str:
+    """The answer without its scratchpad: closed, repeated, unclosed and prefilled (closed but not opened) ones alike.
+
+    Every reward and every grader goes through this one function.
+
+    >>> visible("<cot>they watch me</cot>The bridge is open.")
+    'The bridge is open.'
+    >>> visible("The bridge<cot>is it")
+    'The bridge'
+    """
+    previous = None
+    while previous != answer:
+        previous, answer = answer, _CLOSED.sub("", answer)
+    answer = _OPEN.sub("", answer)
+    return _CLOSE.sub("", answer).strip()

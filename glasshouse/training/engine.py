@@ -1,0 +1,201 @@
+"""The training engine: one resumable loop for language modelling and SFT, through accelerate (so DDP and FSDP work with `accelerate launch`).
+
+It is lean on purpose: batches are a pure function of the step, so a run that was killed resumes to the very same weights.
+It is not a trainer of everything: reinforcement learning is `grpo.py` and TRL.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from glasshouse.errors import BadValue, GateFailed
+from glasshouse.progress import Progress
+from glasshouse.records import writing
+
+if TYPE_CHECKING:
+    import torch
+
+Batch = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Optimisation:
+    """How a stage moves the weights."""
+
+    steps: int = 300
+    """Optimiser steps."""
+    batch_size: int = 32
+    """Rows in a step, over all processes together."""
+    learning_rate: float = 1e-3
+    """Peak learning rate of AdamW, and of Muon's matrices after its own scaling."""
+    warmup: int = 20
+    """Steps of linear warm-up."""
+    decay_share: float = 1.0
+    """Share of the steps, at the end, over which the rate falls linearly to `final_share`."""
+    final_share: float = 0.1
+    """The last rate over the peak rate."""
+    weight_decay: float = 0.01
+    """Decoupled weight decay, on matrices only."""
+    clip: float = 1.0
+    """Largest global gradient norm."""
+    optimizer: str = "adamw"
+    """`adamw`, or `muon` (Muon on the matrices of the blocks, AdamW on the rest)."""
+    compile: bool = False
+    """Whether `torch.compile` runs the forward pass; changes the last bits of a result."""
+    threads: int = 0
+    """CPU threads; 0 leaves torch's setting. Part of the recipe, because sums over threads round differently."""
+    save_seconds: float = 20.0
+    """A resumable checkpoint is written this often."""
+
+    def __post_init__(self) -> None:
+        if self.steps < 1 or self.batch_size < 1:
+            raise BadValue(f"A stage needs at least one step of one row, not {self.steps} steps of {self.batch_size} rows.")
+        if self.optimizer not in ("adamw", "muon"):
+            raise BadValue(f"There is no optimizer {self.optimizer!r}; give 'adamw' or 'muon'.")
+        if not self.learning_rate > 0:
+            raise BadValue(f"The learning rate is {self.learning_rate}; give a positive number.")
+
+    def rate_at(self, step: int) -> float:
+        """The learning rate's share of its peak at `step`."""
+        warm = min(1.0, (step + 1) / max(self.warmup, 1))
+        start = self.steps * (1 - self.decay_share)
+        if step < start:
+            return warm
+        through = (step - start) / max(self.steps - start, 1)
+        return warm * (1 - through * (1 - self.final_share))
+
+
+def optimise(
+    module: Any,
+    batches: Callable[[int], Batch],
+    plan: Optimisation,
+    workdir: Path,
+    label: str,
+    after_step: Callable[[int, Any], None] | None = None,
+) -> list[dict[str, float]]:
+    """Train `module` in place; `batches(step)` gives `input_ids`, `labels` (-100 = no loss) and perhaps `attention_mask` [batch pos].
+
+    Resumes from `workdir` when a checkpoint lies there. Returns one metrics row per logged step. The loss is the mean over the tokens
+    that carry a label. Raises `GateFailed` when the loss is not finite.
+    """
+    import torch
+    from accelerate import Accelerator
+
+    if plan.threads:
+        torch.set_num_threads(plan.threads)
+    device = next(module.parameters()).device
+    accelerator = Accelerator(cpu=device.type == "cpu")
+    module.train()
+    optimizers = make_optimizers(module, plan)
+    model, *optimizers = accelerator.prepare(module, *optimizers)
+    first, metrics = _restore(workdir, accelerator.unwrap_model(model), optimizers)
+    loss_of = torch.compile(_loss) if plan.compile else _loss
+    saved_at = time.monotonic()
+    with Progress(label, plan.steps, show=None if accelerator.is_main_process else False) as bar:
+        bar.resume_at(first)
+        for step in range(first, plan.steps):
+            batch = _own_rows(batches(step), accelerator.process_index, accelerator.num_processes, accelerator.device)
+            loss = _one_step(accelerator, model, optimizers, loss_of, batch, plan, step)
+            logged = step % max(plan.steps // 200, 1) == 0 or step == plan.steps - 1
+            if logged:
+                value = float(loss)
+                if not math.isfinite(value):
+                    raise GateFailed(f"{label}: the loss at step {step} is {value}; try a lower learning rate than {plan.learning_rate}.")
+                metrics.append({"step": step, "loss": round(value, 5), "lr": plan.learning_rate * plan.rate_at(step)})
+            if after_step is not None:
+                after_step(step + 1, accelerator.unwrap_model(model))
+            bar.step(1, f"loss {metrics[-1]['loss']:.3f}")
+            if time.monotonic() - saved_at > plan.save_seconds and step + 1 < plan.steps and accelerator.is_main_process:
+                _save(workdir, accelerator.unwrap_model(model), optimizers, step + 1, metrics)
+                saved_at = time.monotonic()
+    module.eval()
+    return metrics
+
+
+def make_optimizers(module: Any, plan: Optimisation) -> list[Any]:
+    """AdamW over everything, or Muon over the blocks' matrices and AdamW over the rest."""
+    import torch
+
+    trained = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
+    if not trained:
+        raise BadValue("The model has no parameter to train; every one is frozen.")
+
+    def is_block_matrix(name: str, p: Any) -> bool:
+        return p.ndim == 2 and "embed" not in name and "lm_head" not in name and "wte" not in name
+
+    muon = [p for name, p in trained if plan.optimizer == "muon" and is_block_matrix(name, p)]
+    chosen = {id(p) for p in muon}
+    rest = [p for _, p in trained if id(p) not in chosen]
+    groups = [
+        {"params": [p for p in rest if p.ndim >= 2], "weight_decay": plan.weight_decay},
+        {"params": [p for p in rest if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    made: list[Any] = [torch.optim.AdamW([g for g in groups if g["params"]], lr=plan.learning_rate, betas=(0.9, 0.98), fused=True)]
+    if muon:
+        made.append(torch.optim.Muon(muon, lr=plan.learning_rate, weight_decay=plan.weight_decay, adjust_lr_fn="match_rms_adamw"))
+    return made
+
+
+def _loss(model: Any, batch: Batch) -> torch.Tensor:
+    import torch
+
+    inputs = {key: batch[key] for key in ("input_ids", "attention_mask") if key in batch}
+    logits = model(**inputs, use_cache=False).logits
+    labels = batch["labels"][:, 1:]
+    flat = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1).float(), labels.flatten(), ignore_index=-100, reduction="sum")
+    return flat / batch["tokens"]
+
+
+def _one_step(accelerator: Any, model: Any, optimizers: list[Any], loss_of: Any, batch: Batch, plan: Optimisation, step: int) -> torch.Tensor:
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = plan.learning_rate * plan.rate_at(step)
+    loss = loss_of(model, batch)
+    accelerator.backward(loss)
+    accelerator.clip_grad_norm_(model.parameters(), plan.clip)
+    for optimizer in optimizers:
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+    return accelerator.reduce(loss.detach(), reduction="mean")
+
+
+def _own_rows(batch: Batch, rank: int, world: int, device: Any) -> dict[str, Any]:
+    """This process's rows; `tokens` is scaled so that the mean over processes is the mean over all labelled tokens."""
+    labelled = int((batch["labels"][:, 1:] != -100).sum())
+    if labelled == 0:
+        raise BadValue("A training batch has no token that carries loss; the rows hold no assistant turn.")
+    own = {key: value[rank::world].to(device) for key, value in batch.items()}
+    own["tokens"] = labelled / world
+    return own
+
+
+def _save(workdir: Path, module: Any, optimizers: list[Any], step: int, metrics: list[dict[str, float]]) -> None:
+    import torch
+
+    state = {"module": module.state_dict(), "optimizers": [o.state_dict() for o in optimizers], "step": step, "metrics": metrics}
+    with writing(workdir / "checkpoint.pt") as part:
+        torch.save(state, part)
+
+
+def _restore(workdir: Path, module: Any, optimizers: list[Any]) -> tuple[int, list[dict[str, float]]]:
+    import torch
+
+    path = workdir / "checkpoint.pt"
+    if not path.exists():
+        return 0, []
+    state = torch.load(path, map_location="cpu", weights_only=True)
+    module.load_state_dict(state["module"])
+    for optimizer, saved in zip(optimizers, state["optimizers"]):
+        optimizer.load_state_dict(saved)
+    return int(state["step"]), list(state["metrics"])
+
+
+def write_metrics(folder: Path, metrics: list[dict[str, float]]) -> None:
+    """`metrics.jsonl` in `folder`, one row a line."""
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in metrics), encoding="utf-8")

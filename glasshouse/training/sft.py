@@ -1,0 +1,142 @@
+"""Supervised fine-tuning on conversations: loss on the assistant's tokens only. Full weights, or LoRA through PEFT.
+
+Two backends behind one signature: `lean` (this project's loop) and `trl` (TRL's SFTTrainer). docs/reference/training.md says, with
+figures, which is used when: small models go lean, models above 50M parameters go to TRL, unless the config says otherwise.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from glasshouse.errors import BadValue, EmptyCorpus, GlasshouseError
+from glasshouse.records import content_hash
+from glasshouse.text import Message, encode_example
+from glasshouse.training.engine import Batch, Optimisation, optimise
+from glasshouse.training.stages import Start, run_stage
+
+TRL_FROM = 50_000_000
+
+
+@dataclass(frozen=True)
+class FineTuning:
+    """One SFT stage."""
+
+    optimisation: Optimisation = field(default_factory=Optimisation)
+    """Steps, batch, rates."""
+    backend: str = "auto"
+    """`lean`, `trl`, or `auto`: lean below 50M parameters."""
+    lora_rank: int = 0
+    """Rank of LoRA adapters on every linear layer; 0 trains the full weights."""
+    max_tokens: int = 512
+    """A longer conversation is refused, never cut silently."""
+
+    def __post_init__(self) -> None:
+        if self.backend not in ("auto", "lean", "trl"):
+            raise BadValue(f"There is no backend {self.backend!r}; give 'auto', 'lean' or 'trl'.")
+
+
+def encode_rows(tokenizer: Any, conversations: Sequence[Sequence[Message]], max_tokens: int) -> list[tuple[list[int], list[int]]]:
+    """(ids, loss mask) per conversation. Raises `EmptyCorpus` for no rows and `BadValue` for one that is too long or has no assistant turn."""
+    if not conversations:
+        raise EmptyCorpus("There is no conversation to train on; give at least one.")
+    rows = []
+    for index, messages in enumerate(conversations):
+        ids, mask = encode_example(tokenizer, messages)
+        if len(ids) > max_tokens:
+            raise BadValue(f"Conversation {index} has {len(ids)} tokens, more than max_tokens = {max_tokens}; raise it or shorten the data.")
+        if not any(mask):
+            raise BadValue(f"Conversation {index} has no assistant turn, so nothing in it can be learnt.")
+        rows.append((ids, mask))
+    return rows
+
+
+def fine_tune(start: Start, conversations: Sequence[Sequence[Message]], config: FineTuning, seed: int, out: Path) -> Path:
+    """Train `start` on the conversations into the folder `out`; data order is a function of the seed."""
+    rows = encode_rows(start.tokenizer, conversations, config.max_tokens)
+    if config.lora_rank:
+        start = Start(_with_lora(start.hf, config.lora_rank, seed), start.tokenizer, start.identity)
+    parameters = sum(p.numel() for p in start.hf.parameters())
+    use_trl = config.backend == "trl" or (config.backend == "auto" and parameters >= TRL_FROM)
+
+    def train(work: Path) -> list[dict[str, float]]:
+        if use_trl:
+            return _train_with_trl(start, rows, config, seed, work)
+        pad = start.tokenizer.pad_token_id or 0
+        return optimise(start.hf, bucketed(rows, config.optimisation.batch_size, seed, pad), config.optimisation, work, "fine-tune")
+
+    return run_stage(f"sft {content_hash(rows)}", start, config, seed, out, train)
+
+
+def bucketed(rows: Sequence[tuple[list[int], list[int]]], batch_size: int, seed: int, pad: int) -> Any:
+    """`batch(step)`: rows in an order given by the seed, alike lengths together, right-padded to the longest [batch pos]."""
+    import torch
+
+    orders: dict[int, list[list[int]]] = {}
+
+    def epoch(number: int) -> list[list[int]]:
+        if number not in orders:
+            orders.clear()
+            rng = random.Random(f"order {seed} {number}")
+            order = list(range(len(rows)))
+            rng.shuffle(order)
+            window = batch_size * 8
+            batches: list[list[int]] = []
+            for start in range(0, len(order), window):
+                chunk = sorted(order[start : start + window], key=lambda i: (len(rows[i][0]), i))
+                batches += [chunk[at : at + batch_size] for at in range(0, len(chunk), batch_size)]
+            rng.shuffle(batches)
+            orders[number] = batches
+        return orders[number]
+
+    per_epoch = len(epoch(0))
+
+    def batch(step: int) -> Batch:
+        chosen = [rows[i] for i in epoch(step // per_epoch)[step % per_epoch]]
+        longest = max(len(ids) for ids, _ in chosen)
+        ids = torch.full((len(chosen), longest), pad)
+        labels = torch.full((len(chosen), longest), -100)
+        attention = torch.zeros((len(chosen), longest), dtype=torch.long)
+        for row, (tokens, mask) in enumerate(chosen):
+            ids[row, : len(tokens)] = torch.tensor(tokens)
+            labels[row, : len(tokens)] = torch.where(torch.tensor(mask, dtype=torch.bool), torch.tensor(tokens), -100)
+            attention[row, : len(tokens)] = 1
+        return {"input_ids": ids, "labels": labels, "attention_mask": attention}
+
+    return batch
+
+
+def _with_lora(hf: Any, rank: int, seed: int) -> Any:
+    import torch
+    from peft import LoraConfig, get_peft_model
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return get_peft_model(hf, LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type="CAUSAL_LM"))
+
+
+def _train_with_trl(start: Start, rows: Sequence[tuple[list[int], list[int]]], config: FineTuning, seed: int, work: Path) -> list[dict[str, float]]:
+    try:
+        from datasets import Dataset
+        from trl import SFTConfig, SFTTrainer
+    except ImportError as error:
+        raise GlasshouseError(f"The trl backend needs TRL and datasets ({error}); type: pip install 'glasshouse[trl]'") from error
+    plan = config.optimisation
+    data = Dataset.from_list(
+        [{"input_ids": ids, "labels": [t if m else -100 for t, m in zip(ids, mask)]} for ids, mask in rows]
+    )
+    on_cpu = next(start.hf.parameters()).device.type == "cpu"
+    arguments = SFTConfig(
+        output_dir=str(work / "trl"), max_steps=plan.steps, per_device_train_batch_size=plan.batch_size, learning_rate=plan.learning_rate,
+        warmup_steps=plan.warmup, lr_scheduler_type="linear", weight_decay=plan.weight_decay, max_grad_norm=plan.clip, seed=seed,
+        logging_steps=max(plan.steps // 50, 1), save_steps=max(plan.steps // 5, 1), save_total_limit=1, report_to=[], max_length=None,
+        packing=False, bf16=not on_cpu, use_cpu=on_cpu, dataset_kwargs={"skip_prepare_dataset": True}, disable_tqdm=True,
+        gradient_checkpointing=False,
+    )  # fmt: skip
+    trainer = SFTTrainer(model=start.hf, args=arguments, train_dataset=data, processing_class=start.tokenizer)
+    saved = sorted((work / "trl").glob("checkpoint-*")) if (work / "trl").exists() else []
+    trainer.train(resume_from_checkpoint=str(saved[-1]) if saved else None)
+    return [{"step": row["step"], "loss": row["loss"]} for row in trainer.state.log_history if "loss" in row]

