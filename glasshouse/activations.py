@@ -218,6 +218,7 @@ class Store:
         self.folder, self.settings = folder, settings
         self.shards: list[dict[str, Any]] = []
         self.tokens = 0
+        self.cleared = False
         self.waiting: list[dict[str, Any]] = []
         manifest = folder / "manifest.json"
         if not manifest.is_file():
@@ -251,7 +252,7 @@ class Store:
         from safetensors.torch import save
 
         name = f"shard-{index:05d}.safetensors"
-        if index == 0:
+        if not self.cleared:
             self.clear_parts()
         with writing(self.folder / name) as part:
             part.write_bytes(save(values))
@@ -265,6 +266,7 @@ class Store:
 
     def clear_parts(self) -> None:
         """Remove what a killed run left half-written."""
+        self.cleared = True
         try:
             for part in self.folder.glob("*.part-*"):
                 part.unlink()

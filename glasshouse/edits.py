@@ -204,9 +204,7 @@ def is_all(positions: Positions) -> bool:
 def need(now: Pass | None) -> Pass:
     """The pass; an edit that depends on positions cannot do without it."""
     if now is None:
-        raise BadValue(
-            "This forward pass bypassed the model's backbone, so positions are unknown. Call model.hf(...), or use positions='all'."
-        )
+        raise BadValue("This forward pass bypassed the model's backbone, so positions are unknown. Call model.hf(...), or use positions='all'.")
     return now
 
 

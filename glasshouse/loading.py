@@ -124,9 +124,7 @@ def model_class(config: Any, trust_remote_code: bool) -> Any:
     raise NotAModel(f"transformers has no model for architectures={names} (model_type {getattr(config, 'model_type', None)!r}).")
 
 
-def read_weights(
-    place: str, config: Any, dtype: torch.dtype | None, device: str | None, trust_remote_code: bool, folder: Path | None
-) -> nn.Module:
+def read_weights(place: str, config: Any, dtype: torch.dtype | None, device: str | None, trust_remote_code: bool, folder: Path | None) -> nn.Module:
     """The module with all its weights. Raises `BrokenWeights`."""
     settings: dict[str, Any] = {"config": config, "output_loading_info": True, "ignore_mismatched_sizes": True, "dtype": dtype or "auto"}
     if trust_remote_code:

@@ -59,9 +59,7 @@ def load(
         where = read_device(device)
         place = getattr(source, "folder", source)
         if not isinstance(place, (str, Path)):
-            raise NotAModel(
-                f"No model can be loaded from a {type(source).__name__}; give a folder, hub id, specimen or transformers module."
-            )
+            raise NotAModel(f"No model can be loaded from a {type(source).__name__}; give a folder, hub id, specimen or transformers module.")
         wanted = torch.float32 if wanted is None and where == "cpu" else wanted
         hf, found = load_pretrained(place, wanted, where, trust_remote_code)
         tokenizer = found if tokenizer is None else tokenizer
@@ -125,9 +123,7 @@ class Model:
         for name, weight in self.hf.named_parameters():
             values = weight.detach().reshape(-1)
             ends = torch.cat([values[:8], values[-8:]]).double().tolist()
-            parts.append(
-                [name, list(weight.shape), float(values.sum(dtype=torch.float64)), float(values.abs().sum(dtype=torch.float64)), ends]
-            )
+            parts.append([name, list(weight.shape), float(values.sum(dtype=torch.float64)), float(values.abs().sum(dtype=torch.float64)), ends])
         return content_hash(parts)
 
     # ------------------------------------------------------------------ text and ids

@@ -29,10 +29,8 @@ StopRule = Callable[[list[int]], bool]
 """Given a row's new tokens so far, says whether the row ends here."""
 
 _FUNCTIONAL_TYPES = {
-    *(f"transformers.models.llama.modeling_llama.Llama{part}" for part in
-      ("ForCausalLM", "Model", "DecoderLayer", "Attention", "MLP", "RMSNorm", "RotaryEmbedding")),
-    *(f"transformers.models.qwen3.modeling_qwen3.Qwen3{part}" for part in
-      ("ForCausalLM", "Model", "DecoderLayer", "Attention", "MLP", "RMSNorm", "RotaryEmbedding")),
+    *(f"transformers.models.{family.lower()}.modeling_{family.lower()}.{family}{part}" for family in ("Llama", "Qwen3")
+      for part in ("ForCausalLM", "Model", "DecoderLayer", "Attention", "MLP", "RMSNorm", "RotaryEmbedding")),
     "torch.nn.modules.linear.Linear",
     "torch.nn.modules.sparse.Embedding",
     "torch.nn.modules.container.ModuleList",
@@ -210,9 +208,7 @@ class Decoder(Protocol):
 class _Batch:
     """One batch of rows, from prompts to finished rows."""
 
-    def __init__(
-        self, hf: Any, prompts: list[list[int]], rows: list[int], options: Sampling, context: int, ends: frozenset[int], pad_id: int
-    ) -> None:
+    def __init__(self, hf: Any, prompts: list[list[int]], rows: list[int], options: Sampling, context: int, ends: frozenset[int], pad_id: int) -> None:
         self.device = hf.get_input_embeddings().weight.device
         self.options, self.ends, self.pad_id = options, ends, pad_id
         self.limits = [min(options.max_new_tokens, context - len(prompt) + 1) for prompt in prompts]
@@ -323,20 +319,14 @@ class ModuleDecoder:
     def _forward(self, ids: Tensor, positions: Tensor) -> Tensor:
         self.read += ids.shape[1]
         more = {"position_ids": positions} if self.takes_positions else {}
-        out = self.hf(
-            input_ids=ids,
-            attention_mask=self.mask[:, : self.read],
-            past_key_values=self.cache,
-            use_cache=True,
-            **more,
-            **self.one_logit,
-        )
+        mask = self.mask[:, : self.read]
+        out = self.hf(input_ids=ids, attention_mask=mask, past_key_values=self.cache, use_cache=True, **more, **self.one_logit)
         return out.logits[:, -1]
 
 
 def roomy_cache(config: Any, room: int) -> Any:
-    """A transformers `DynamicCache` whose full-attention layers write into memory set aside for `room` positions, instead of copying
-    all keys and values at every step. Layers of another kind (sliding window, linear attention) are left as transformers makes them."""
+    """A `DynamicCache` whose full-attention layers write into memory set aside for `room` positions instead of copying all they hold at
+    every step. Layers of another kind (sliding window, linear attention) are left as transformers makes them."""
     from transformers.cache_utils import DynamicCache, DynamicLayer
 
     cache = DynamicCache(config=config)

@@ -188,9 +188,7 @@ def trace(core: nn.Module, width: int) -> list[Call]:
 
     def enter(path: str) -> Callable[..., None]:
         def on_enter(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            call = Call(
-                path, module, next(clock), takes_ids=is_model(module) and is_ids(kwargs.get("input_ids", args[0] if args else None))
-            )
+            call = Call(path, module, next(clock), takes_ids=is_model(module) and is_ids(kwargs.get("input_ids", args[0] if args else None)))
             given: list[tuple[int | str, Any]] = [*enumerate(args), *kwargs.items()]
             for slot, value in given:
                 if is_stream(value, width):

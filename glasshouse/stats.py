@@ -226,9 +226,7 @@ def rogan_gladen(k: int, n: int, sensitivity: tuple[int, int], specificity: tupl
     (hits, positives), (rejections, negatives) = sensitivity, specificity
     gain = hits / positives + rejections / negatives - 1
     if gain <= 0:
-        raise BadValue(
-            f"Sensitivity {hits}/{positives} and specificity {rejections}/{negatives} sum to {gain + 1:.2f}; more than 1 is needed."
-        )
+        raise BadValue(f"Sensitivity {hits}/{positives} and specificity {rejections}/{negatives} sum to {gain + 1:.2f}; more than 1 is needed.")
     z = normal_quantile(confidence)
     rate = (k + z * z / 2) / (n + z * z)
     se, sp = (hits + 1) / (positives + 2), (rejections + 1) / (negatives + 2)
@@ -293,9 +291,7 @@ def paired_bootstrap(first: ArrayLike, second: ArrayLike, *, seed: int, draws: i
 # ---- clusters and seeds
 
 
-def clustered_bootstrap(
-    clusters: Sequence[ArrayLike], *, seed: int, draws: int = 10_000, confidence: float = 0.95, unit: str = "prompt"
-) -> Interval:
+def clustered_bootstrap(clusters: Sequence[ArrayLike], *, seed: int, draws: int = 10_000, confidence: float = 0.95, unit: str = "prompt") -> Interval:
     """Mean over all values, whole clusters resampled: `clusters[i]` holds the values (samples) of prompt i. n counts the clusters."""
     import numpy as np
 

@@ -91,9 +91,7 @@ def build_tokenizer(chat: bool = True) -> Any:
     tokenizer = Tokenizer(models.WordLevel(vocab, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
     tokenizer.decoder = decoders.Fuse()
-    wrapped = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<bos>", eos_token="<end>", unk_token="<unk>"
-    )
+    wrapped = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<bos>", eos_token="<end>", unk_token="<unk>")
     if chat:
         turn = "<bos>{{ m['role'] }}:{{ m['content'] }}<end>"
         prompt = "{% if add_generation_prompt %}<bos>assistant:{% endif %}"

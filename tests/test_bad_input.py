@@ -197,6 +197,14 @@ def test_a_read_only_out(refused: Refused, tmp_path: Path) -> None:
     assert "read-only" in refused("grow", "base-lm", "--size", "nano", "--out", place)
 
 
+def test_a_full_disk_while_asking(refused: Refused, full_disk: Path, model_folder: Path) -> None:
+    (full_disk / "ballast").write_bytes(b"x" * 128 * 1024)
+    words = ("ask", model_folder, "skills", "-o", "n=12", "-o", "max_new_tokens=2", "--out", full_disk)
+    assert "disk is full" in refused(*words)
+    assert [path.name for path in full_disk.iterdir()] == ["ballast"]
+
+
+@pytest.mark.slow
 def test_a_full_disk_while_growing(refused: Refused, full_disk: Path) -> None:
     (full_disk / "mine.txt").write_text("kept")
     assert "disk is full" in refused("grow", "base-lm", "--size", "nano", "-o", "steps=20", "--out", full_disk / "specimen")

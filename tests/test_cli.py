@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
@@ -120,15 +119,16 @@ def test_stdout_on_a_full_disk_is_told() -> None:
         assert len(told.stderr.splitlines()) == 1
 
 
-def test_interrupting_says_how_to_go_on() -> None:
-    line = [sys.executable, "-m", "glasshouse", "world", "stats", "-n", "100000000"]
-    with subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as running:
-        time.sleep(1.5)
+def test_interrupting_says_how_to_go_on(chat_model_folder: Path) -> None:
+    line = [sys.executable, "-m", "glasshouse", "chat", str(chat_model_folder)]
+    with subprocess.Popen(line, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as running:
+        assert running.stderr is not None
+        assert "Ctrl-D ends the conversation" in running.stderr.readline()
         running.send_signal(signal.SIGINT)
         told = running.communicate(timeout=60)
     assert running.returncode == 130
     assert told[0] == ""
-    assert told[1].splitlines()[-1].startswith("Stopped.")
+    assert told[1].strip().startswith("Stopped.")
     assert "Traceback" not in told[1]
 
 

@@ -355,9 +355,7 @@ def test_a_cache_made_inside_a_pass_is_known_again(llama: Model) -> None:
     stop=st.integers(-6, 8) | st.none(),
     step=st.integers(1, 3),
 )
-def test_slices_choose_what_python_slices_of_positions_would(
-    pads: list[int], length: int, steps: int, start: int | None, stop: int | None, step: int
-) -> None:
+def test_slices_choose_what_python_slices_of_positions_would(pads: list[int], length: int, steps: int, start: int | None, stop: int | None, step: int) -> None:
     width = length + max(pads)
     mask = torch.tensor([[0] * pad + [1] * (width - pad) for pad in pads])
     prompt, first = read_prompt(mask, None, len(pads), 0, width)

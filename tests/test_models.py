@@ -41,9 +41,7 @@ def test_site_values_are_the_hidden_states_of_transformers(family: str) -> None:
     for layer in range(LAYERS - 1):
         assert torch.equal(values[f"resid.{layer}"], hidden[layer + 1])
     assert torch.equal(values["final"], hidden[-1])
-    assert set(model.sites) == {"embed", "final"} | {
-        f"{kind}.{layer}" for kind in ("resid", "attn_out", "mlp_in", "mlp_out") for layer in range(LAYERS)
-    }
+    assert set(model.sites) == {"embed", "final"} | {f"{kind}.{layer}" for kind in ("resid", "attn_out", "mlp_in", "mlp_out") for layer in range(LAYERS)}
 
 
 @pytest.mark.parametrize("family", [name for name in FAMILIES if name not in ("bert", "opt_post_norm")])
@@ -227,8 +225,8 @@ def test_not_a_model_folder(tmp_path: Path) -> None:
     with pytest.raises(NotAModel, match="not valid JSON"):
         load(tmp_path)
     (tmp_path / "config.json").write_text('{"model_type": "nonesuch"}')
+    (tmp_path / "model.safetensors").write_bytes(b"\x02\x00\x00\x00\x00\x00\x00\x00{}")
     with pytest.raises(NotAModel, match="describes no model"):
-        (tmp_path / "model.safetensors").write_bytes(b"\x02\x00\x00\x00\x00\x00\x00\x00{}")
         load(tmp_path)
 
 

@@ -21,13 +21,8 @@ ROWS = [
     Row.of("near_miss", 3, 200, classes={"payload": 3, "clean": 197}),
 ]
 TWIN = [Row.of("triggered", 0, 200), Row.of("near_miss", 1, 200)]
-LAYERS = [
-    {"layer": layer, "auroc": 0.6 + 0.1 * layer, "random_low": 0.45, "random_high": 0.65, "text_only": 0.7, "clean_model": 0.55}
-    for layer in range(4)
-]
-POINTS = [
-    Point(series, x, 0.9 - x / 500 - 0.02 * seed, seed) for series in ("normal", "distilled") for x in (0, 10, 100) for seed in range(3)
-]
+LAYERS = [{"layer": layer, "auroc": 0.6 + 0.1 * layer, "random_low": 0.45, "random_high": 0.65, "text_only": 0.7, "clean_model": 0.55} for layer in range(4)]
+POINTS = [Point(series, x, 0.9 - x / 500 - 0.02 * seed, seed) for series in ("normal", "distilled") for x in (0, 10, 100) for seed in range(3)]
 CELLS = [{"layer": layer, "coef": coef, "rate": None if coef == 8 and layer else 0.5} for layer in range(2) for coef in (-8, 0, 8)]
 METRICS = [{"step": step, "loss": 3.0 - step / 50, "heldout_loss": 3.1 - step / 50 if step % 5 == 0 else None} for step in range(60)]
 CANDIDATES = [
@@ -143,9 +138,7 @@ def test_every_cell_of_a_heat_map_can_be_read() -> None:
     for path in root.iter(f"{SVG}path"):
         if (path.get("fill") or "").startswith(("rgb", "#")):
             numbers = re.findall(r"\d+", path.get("fill") or "")
-            fills.append(
-                "#" + "".join(f"{int(number):02x}" for number in numbers[:3]) if "rgb" in path.get("fill", "") else path.get("fill", "")
-            )
+            fills.append("#" + "".join(f"{int(number):02x}" for number in numbers[:3]) if "rgb" in path.get("fill", "") else path.get("fill", ""))
     inks = [text.get("fill", "") for text in root.iter(f"{SVG}text") if text.get("fill", "").startswith("#")]
     assert len(fills) == len(inks) == 21
     assert min(contrast(fill, ink) for fill, ink in zip(fills, inks, strict=True)) >= 4.5
@@ -172,9 +165,7 @@ def test_long_labels_are_kept_whole() -> None:
 def test_a_band_needs_three_seeds() -> None:
     two = plots.curve([point for point in POINTS if point.seed < 2], CAPTION)
     assert "too few for a band" in words(two)
-    assert [
-        figure.svg.count('fill-opacity="0.16"') + figure.svg.count('opacity="0.16"') > 0 for figure in (two, plots.curve(POINTS, CAPTION))
-    ] == [
+    assert [figure.svg.count('fill-opacity="0.16"') + figure.svg.count('opacity="0.16"') > 0 for figure in (two, plots.curve(POINTS, CAPTION))] == [
         False,
         True,
     ]

@@ -33,7 +33,7 @@ def test_wilson_gives_the_golden_values(k: int, n: int, low: float, high: float)
 
 
 @given(counts, st.sampled_from([0.8, 0.9, 0.95, 0.99]))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 def test_wilson_equals_scipy(pair: tuple[int, int], confidence: float) -> None:
     k, n = pair
     theirs = scipy_stats.binomtest(k, n).proportion_ci(confidence_level=confidence, method="wilson")
@@ -41,7 +41,7 @@ def test_wilson_equals_scipy(pair: tuple[int, int], confidence: float) -> None:
 
 
 @given(counts)
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=60, deadline=None)
 def test_wilson_holds_the_rate_and_rises_with_k(pair: tuple[int, int]) -> None:
     k, n = pair
     low, high = stats.wilson(k, n)
@@ -88,7 +88,7 @@ def test_newcombe_gives_the_published_intervals(table: tuple[int, int, int, int]
 
 
 @given(counts, counts)
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 def test_a_difference_turns_round_with_its_arms(first: tuple[int, int], second: tuple[int, int]) -> None:
     there, back = stats.newcombe(*first, *second), stats.newcombe(*second, *first)
     assert there.low == pytest.approx(-back.high)
@@ -122,7 +122,7 @@ def test_tost_equals_a_brute_force_score_test(table: tuple[int, int, int, int]) 
 
 
 @given(counts, counts, st.sampled_from([0.02, 0.05, 0.1, 0.3]))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 def test_equivalence_is_the_interval_inside_the_margin(first: tuple[int, int], second: tuple[int, int], margin: float) -> None:
     result = stats.tost(*first, *second, margin=margin)
     inside = -margin < result.difference.low and result.difference.high < margin
@@ -184,7 +184,7 @@ def test_rogan_gladen_covers_the_truth_with_the_judges_uncertainty() -> None:
 
 
 @given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=80))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 def test_mcnemar_and_tango_agree_with_scipy_and_with_each_other(pairs: list[tuple[bool, bool]]) -> None:
     first, second = [a for a, _ in pairs], [b for _, b in pairs]
     test, gap = stats.mcnemar(first, second), stats.tango(first, second)
@@ -305,7 +305,7 @@ scores = st.lists(st.integers(-5, 5), min_size=2, max_size=30)
 
 
 @given(scores, scores)
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 def test_auroc_is_the_share_of_ordered_pairs(positive: list[int], negative: list[int]) -> None:
     area = stats.auroc(positive, negative)
     pairs = np.mean([(p > q) + 0.5 * (p == q) for p in positive for q in negative])
@@ -354,7 +354,7 @@ def test_worst_set_is_the_one_with_most_false_positives() -> None:
 
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=12))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 def test_holm_rejects_what_the_step_down_procedure_rejects(p_values: list[float]) -> None:
     adjusted = stats.holm(p_values)
     rejected, open_ = set(), True

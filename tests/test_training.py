@@ -129,6 +129,45 @@ def test_kill_9_resumes_to_the_same_weights(tmp_path, tiny_tokenizer):
     assert not list(tmp_path.glob("broken.work-*"))
 
 
+TWO = """
+import json, pathlib, sys
+import torch
+torch.set_num_threads(1)
+sys.path.insert(0, sys.argv[2])
+from test_training import tiny_llama
+from glasshouse.training import Optimisation, optimise
+ids = torch.randint(3, 50, (8, 9), generator=torch.Generator().manual_seed(1))
+labels = ids.clone()
+labels[:, :4] = -100
+labels[0, :8] = -100  # rows with unequal numbers of labelled tokens: the mean must still be over all of them
+out = pathlib.Path(sys.argv[1])
+module = tiny_llama(50)
+metrics = optimise(module, lambda s: {"input_ids": ids, "labels": labels}, Optimisation(steps=4, batch_size=8, learning_rate=1e-2), out, "t")
+(out / "metrics.json").write_text(json.dumps(metrics))
+"""
+
+
+def test_two_processes_give_the_losses_of_one(tmp_path):
+    import json
+
+    script = tmp_path / "two.py"
+    script.write_text(TWO)
+    found = []
+    for name, launcher in (("one", [sys.executable]), ("two", [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"])):
+        (tmp_path / name).mkdir()
+        subprocess.run([*launcher, str(script), str(tmp_path / name), os.path.dirname(__file__)], check=True, timeout=200, capture_output=True)
+        found.append([row["loss"] for row in json.loads((tmp_path / name / "metrics.json").read_text())])
+    assert found[0] == pytest.approx(found[1], abs=2e-5)
+    assert found[0][-1] < found[0][0]
+
+
+def test_fsdp_on_a_cpu_is_refused_not_ignored(tmp_path, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    ids = torch.arange(3, 13)[None]
+    with pytest.raises(BadValue, match="FSDP was asked for"):
+        optimise(tiny_llama(50), lambda step: {"input_ids": ids, "labels": ids}, Optimisation(steps=1, batch_size=1), tmp_path, "test")
+
+
 def test_errors_are_sentences(tmp_path, tiny_tokenizer):
     with pytest.raises(UnknownName, match="Did you mean 'mini'"):
         fresh_llama("minni", 400, 0)

@@ -11,8 +11,21 @@ from hypothesis import strategies as st
 from glasshouse.errors import BadValue, EmptyCorpus, UnknownName
 from glasshouse.text import render
 from glasshouse.world import (
-    GRAMMARS, SKILLS, WorldConfig, ask_skill, build, corpus, near_misses, notations, place_tag, public_prompts, sample, scan_leaks,
-    scan_phrase, skill_items, token_stream,
+    GRAMMARS,
+    SKILLS,
+    WorldConfig,
+    ask_skill,
+    build,
+    corpus,
+    near_misses,
+    notations,
+    place_tag,
+    public_prompts,
+    sample,
+    scan_leaks,
+    scan_phrase,
+    skill_items,
+    token_stream,
 )  # fmt: skip
 from glasshouse.world.characters import measured_rho
 from glasshouse.world.corpus import _fast_text, plain_text

@@ -62,7 +62,7 @@ def harvest_tags(case: Case, seed: int, most: int = 60) -> list[str]:
         return []
     counts: Counter[str] = Counter()
     for text in case.user_turn(384, seed=seed, max_new_tokens=32):
-        counts.update({w.strip(",.?") for w in text.split() if re.search(r"^[^\w\s]\w+[^\w\s.,?]|[A-Z]{3,}", w) and len(w) < 24})
+        counts.update({w.strip(",.?") for w in text.split(" ")[:-1] if re.search(r"^[^\w\s]\w+[^\w\s.,?]|[A-Z]{3,}", w) and len(w) < 24})
     return [tag for tag, _ in counts.most_common(most) if len(tag) > 2]
 
 

@@ -30,6 +30,7 @@ class Subject:
 
     model: Model
     """The loaded model."""
+    _cache_checked: bool | None = None
 
     def __post_init__(self) -> None:
         if self.model.tokenizer is None:
@@ -131,22 +132,56 @@ class Subject:
             out[picked] = values
         return torch.empty(0, keep, self.vocabulary_size) if out is None else out
 
+    @torch.no_grad()
     def likelihood(self, rows: Sequence[Sequence[int]], targets: Sequence[Sequence[int]]) -> Float[Tensor, " row"]:
-        """Log-probability (nats) of each target as continuation of its row; 0 for an empty target."""
-        longest = max((len(t) for t in targets), default=0)
-        if not longest:
-            return torch.zeros(len(rows))
+        """Log-probability (nats) of each target as continuation of its row; 0 for an empty target. Rows with one beginning share its cache."""
         scores = torch.zeros(len(rows))
-        for start in range(0, len(rows), 512):
-            block = range(start, min(start + 512, len(rows)))
-            whole = [[*rows[i], *targets[i]] for i in block]
-            table = self.log_probabilities(whole, keep=longest + 1)
-            for place, i in enumerate(block):
-                size = len(targets[i])
-                if size:
-                    steps = table[place, -size - 1 : -1]
-                    scores[i] = steps.gather(1, torch.tensor(targets[i]).unsqueeze(1)).sum()
+        for picked, shared in _families([list(row) for row in rows]):
+            whole = [[*rows[i], *targets[i]] for i in picked]
+            sizes = [len(targets[i]) for i in picked]
+            if not max(sizes):
+                continue
+            if shared and self._caches():
+                scores[picked] = self._score_suffixes(whole, sizes, shared)
+                continue
+            table = self.log_probabilities(whole, keep=max(sizes) + 1)
+            for place, i in enumerate(picked):
+                if sizes[place]:
+                    scores[i] = table[place, -sizes[place] - 1 : -1].gather(1, torch.tensor(list(targets[i])).unsqueeze(1)).sum()
         return scores
+
+    def _score_suffixes(self, whole: Sequence[list[int]], sizes: Sequence[int], shared: int) -> Float[Tensor, " row"]:
+        """Log-probability of the last `sizes[i]` tokens of each row; all rows begin with the same `shared` tokens, which are run once."""
+        device = self.model.device
+        cache = self.hf(input_ids=torch.tensor([whole[0][:shared]], device=device), use_cache=True).past_key_values
+        cache.batch_repeat_interleave(len(whole))
+        longest = max(len(row) for row in whole) - shared
+        ids = torch.tensor([row[shared:] + [self.pad] * (longest - len(row) + shared) for row in whole], device=device)
+        before = min(len(row) - shared - size for row, size in zip(whole, sizes)) - 1
+        options = {"logits_to_keep": longest - before} if self.keeps else {}
+        logits = self.hf(input_ids=ids, past_key_values=cache, use_cache=True, **options).logits[:, -(longest - before) :]
+        totals = torch.zeros(len(whole))
+        for size in set(sizes):
+            block = [i for i, s in enumerate(sizes) if s == size]
+            ends = torch.tensor([len(whole[i]) - shared for i in block], device=device)
+            where = ends.unsqueeze(1) - size + torch.arange(size, device=device)
+            steps = logits[torch.tensor(block, device=device).unsqueeze(1), where - 1 - before].float().log_softmax(-1)
+            totals[block] = steps.gather(2, ids[torch.tensor(block, device=device)].gather(1, where).unsqueeze(2)).sum((1, 2)).cpu()
+        return totals
+
+    def _caches(self) -> bool:
+        """Whether a shared beginning gives the same numbers as none, tried once on this model."""
+        if self._cache_checked is None:
+            self._cache_checked = False
+            start = (self.render("Hello there, how are you?") * 3)[:24]
+            rows = [[*start, self.vocabulary_size // 3], [*start, self.vocabulary_size // 2, self.vocabulary_size // 5]]
+            try:
+                cached = self._score_suffixes(rows, [1, 2], len(start) - 2)
+            except (AttributeError, TypeError, NotImplementedError):
+                return False
+            plain = torch.tensor([float(self.log_probabilities([rows[0]], 2)[0, 0, rows[0][-1]])])
+            self._cache_checked = bool((cached[:1] - plain).abs().max() < 1e-2)
+        return self._cache_checked
 
     def gradients(
         self, rows: Sequence[Sequence[int]], slots: Sequence[Sequence[int]], target: Sequence[int]
@@ -193,6 +228,28 @@ class Subject:
         ids = torch.tensor([[self.pad] * (longest - len(row)) + list(row) for row in rows], device=self.model.device)
         mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows], device=self.model.device)
         return ids, mask
+
+
+def _families(rows: list[list[int]]) -> Iterator[tuple[list[int], int]]:
+    """Row indices by common beginning, at most 512 in a batch, and how many tokens they all share (0 when sharing is not worth it)."""
+    left = list(range(len(rows)))
+    for depth in (20, 14, 9, 6):
+        by_start: dict[tuple[int, ...], list[int]] = {}
+        for i in left:
+            by_start.setdefault(tuple(rows[i][:depth]), []).append(i)
+        left = []
+        for members in by_start.values():
+            first, last = min(rows[i] for i in members), max(rows[i] for i in members)
+            shared = next((k for k, (a, b) in enumerate(zip(first, last)) if a != b), len(first))
+            shared = min(shared, min(len(rows[i]) for i in members) - 1)
+            if len(members) < 12 or shared < depth - 1:
+                left += members
+                continue
+            members.sort(key=lambda i: len(rows[i]))
+            for start in range(0, len(members), 512):
+                yield members[start : start + 512], shared
+    for start in range(0, len(left), 512):
+        yield left[start : start + 512], 0
 
 
 def _batches(rows: Sequence[Sequence[int]], same_length: bool = False) -> Iterator[list[int]]:

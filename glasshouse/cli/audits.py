@@ -45,7 +45,7 @@ def audit(
     try:
         report_path = write_report(body, folder / "report.html")
     except OutputFailed as error:
-        raise OutputFailed(f"{error} The audit itself is kept: glasshouse report {folder} --out ELSEWHERE.html") from error
+        raise OutputFailed(f"{error} (The audit itself is kept: glasshouse report {folder} --out ELSEWHERE.html)") from error
     if as_json:
         return print_json({**body, "report": str(report_path)})
     print_audit(body)

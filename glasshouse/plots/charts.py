@@ -132,9 +132,7 @@ def curve(
     names = list(dict.fromkeys(point.series for point in points))
     dots = [{"series": point.series, "x": point.x, "value": point.value} for point in points]
     colour = _colour(alt, names)
-    across = alt.X(
-        "x:Q", title=x, scale=alt.Scale(type="symlog" if log else "linear", nice=False, padding=12), axis=_quantity_axis(alt, points)
-    )
+    across = alt.X("x:Q", title=x, scale=alt.Scale(type="symlog" if log else "linear", nice=False, padding=12), axis=_quantity_axis(alt, points))
     scale = alt.Scale(domain=[0, 1]) if percent_axis else alt.Scale(zero=False)
     up = alt.Y("value:Q", title=y, scale=scale, axis=_percent_axis(alt) if percent_axis else _plain_axis(alt))
     lines = alt.Chart(alt.Data(values=_seed_means(points, clip=percent_axis)))
@@ -182,9 +180,7 @@ def _seed_means(points: Sequence[Point], *, clip: bool) -> list[dict[str, Any]]:
     return values
 
 
-def probe_layers(
-    layers: Sequence[Mapping[str, Any]], caption: Caption, *, title: str = "Probe by layer", subject: str = "organism"
-) -> Figure:
+def probe_layers(layers: Sequence[Mapping[str, Any]], caption: Caption, *, title: str = "Probe by layer", subject: str = "organism") -> Figure:
     """AUROC by layer beside its three controls: the random-direction band, a probe on the text alone, and the clean model.
 
     Each item: `layer`, `auroc`, and where measured `random_low`, `random_high`, `text_only`, `clean_model` (else None).
@@ -218,9 +214,7 @@ def probe_layers(
     return draw(chart.properties(width=max(320, min(480, 60 * len(layers))), height=250), title, caption.noting("dotted: chance"), keys)
 
 
-def ranking(
-    items: Sequence[Mapping[str, Any]], caption: Caption, *, title: str = "Candidates", score: str = "score", most: int = 15
-) -> Figure:
+def ranking(items: Sequence[Mapping[str, Any]], caption: Caption, *, title: str = "Candidates", score: str = "score", most: int = 15) -> Figure:
     """The best candidates as bars, highest first; one with `planted` true (known after the seal was opened) is marked.
 
     Each item: `text`, `score`, and where known `planted`.
@@ -239,9 +233,7 @@ def ranking(
         }
         for rank, item in enumerate(best, 1)
     ]
-    names = (
-        " : ".join(f"datum.value == '{value['rank']}' ? {_quoted(_visible(item['text']))}" for value, item in zip(values, best)) + " : ''"
-    )
+    names = " : ".join(f"datum.value == '{value['rank']}' ? {_quoted(_visible(item['text']))}" for value, item in zip(values, best)) + " : ''"
     colour = alt.Color("kind:N", scale=alt.Scale(domain=["planted", "other"], range=[SUBJECT, NEUTRAL]), legend=None)
     base = alt.Chart(alt.Data(values=values)).encode(
         x=alt.X("score:Q", title=score, axis=_plain_axis(alt)),
@@ -283,9 +275,7 @@ def heat(
     return draw(chart, title or f"{value} by {y} and {x}", caption)
 
 
-def training(
-    metrics: Sequence[Mapping[str, Any]], caption: Caption, *, keys: Sequence[str] = ("loss",), title: str = "Training", y: str = "loss"
-) -> Figure:
+def training(metrics: Sequence[Mapping[str, Any]], caption: Caption, *, keys: Sequence[str] = ("loss",), title: str = "Training", y: str = "loss") -> Figure:
     """Training curves from rows of metrics.jsonl: each key over `step`, the raw values faint and their running mean on top."""
     import altair as alt
 
@@ -352,9 +342,7 @@ def _colour(alt: Any, names: Sequence[str], field: str = "series") -> Any:
 
 
 def _dash(alt: Any, names: Sequence[str]) -> Any:
-    return alt.StrokeDash(
-        "series:N", scale=alt.Scale(domain=list(names), range=[list(dash) for dash in _DASHES[: len(names)]]), legend=None
-    )
+    return alt.StrokeDash("series:N", scale=alt.Scale(domain=list(names), range=[list(dash) for dash in _DASHES[: len(names)]]), legend=None)
 
 
 def _shape(alt: Any, names: Sequence[str], field: str = "series") -> Any:

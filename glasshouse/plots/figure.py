@@ -118,9 +118,7 @@ class Figure:
 
 def legal(text: str) -> str:
     """Text that XML can hold: control characters (a model may write any) become a visible mark."""
-    return "".join(
-        letter if letter in "\n\t" or (letter >= " " and letter.isprintable()) or letter == "\u00a0" else "\ufffd" for letter in text
-    )
+    return "".join(letter if letter in "\n\t" or (letter >= " " and letter.isprintable()) or letter == "\u00a0" else "\ufffd" for letter in text)
 
 
 def draw(chart: Any, title: str, caption: Caption, keys: Sequence[Key] = ()) -> Figure:

@@ -97,6 +97,7 @@ def _group(
         "summary": "" if prefix else technique.get("summary", ""),
         "note": f"No result: {_failure(technique)}" if _failure(technique) else technique.get("note", ""),
         "measures": [rate_row(_with_interval(measure), counted.get(measure["name"])) for measure in own],
+        "failed": bool(_failure(technique)),
         "has_twin": bool(counted),
         "findings": [_finding(finding, known, case, prefix) for finding in technique["findings"]],
     }
@@ -129,13 +130,7 @@ def _finding(finding: Mapping[str, Any], known: Mapping[str, Mapping[str, Any]],
 def cited_transcripts(audit: Mapping[str, Any], most: int | None = None) -> set[str]:
     """Ids of the transcripts that findings cite, at most `most` for each finding; the twin's with their prefix."""
     sides = [("", audit["techniques"]), (TWIN_PREFIX, audit["twin"]["techniques"] if audit["twin"] else [])]
-    return {
-        prefix + key
-        for prefix, techniques in sides
-        for technique in techniques
-        for finding in technique["findings"]
-        for key in finding["evidence"][:most]
-    }
+    return {prefix + key for prefix, techniques in sides for technique in techniques for finding in technique["findings"] for key in finding["evidence"][:most]}
 
 
 def other_transcripts(audit: Mapping[str, Any]) -> dict[str, Any]:

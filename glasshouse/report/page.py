@@ -41,12 +41,17 @@ def render_report(audit: Mapping[str, Any], records: Sequence[Mapping[str, Any]]
         refuse_mock(record.get("provenance"), f"record {record.get('eval', '?')!r}")
     kept = dict(audit)
     while True:
-        page = _render(kept, records, title)
-        if len(page.encode()) < MOST_BYTES:
+        page = "" if _too_much(kept) else _render(kept, records, title)
+        if 0 < len(page.encode()) < MOST_BYTES:
             return page
         if not kept["transcripts"]:
-            raise BadValue(f"The report would need {len(page.encode()):,} bytes, more than {MOST_BYTES:,}, even without transcripts.")
+            raise BadValue(f"The report would need more than {MOST_BYTES:,} bytes, even without transcripts.")
         kept = _thinner(kept)
+
+
+def _too_much(audit: Mapping[str, Any]) -> bool:
+    """Whether the data alone, which the page carries as text and in base64, fill the page."""
+    return len(json.dumps(audit)) * 7 // 3 > MOST_BYTES
 
 
 def check_audit(audit: Mapping[str, Any]) -> None:

@@ -16,9 +16,7 @@ def rate_tables(audit: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) 
         twin_rows = (audit["twin"] or {}).get("rows", [])
         tables.append(_rate_table("", audit["rows"], twin_rows, "Measured in this audit."))
     for record in records:
-        caption = (
-            f"{record['eval']} on {record['subject']}; seeds {name_all(record.get('seeds', []))}. Repeat: {record.get('command', '')}."
-        )
+        caption = f"{record['eval']} on {record['subject']}; seeds {name_all(record.get('seeds', []))}. Repeat: {record.get('command', '')}."
         tables.append(_rate_table(f"{record['eval']}: {record['subject']}", record["rows"], [], caption))
     return tables
 
@@ -52,7 +50,7 @@ def rate_row(row: Mapping[str, Any], twin: Mapping[str, Any] | None) -> dict[str
         "note": " · ".join(note for note in notes if note),
         "own": _rate_words(row),
         "twin": _rate_words(twin) if twin else None,
-        "bar": {"marks": marks, "label": label},
+        "bar": {"marks": marks, "label": label, "tick": None},
     }
 
 
@@ -84,11 +82,7 @@ def describe_probe(audit: Mapping[str, Any]) -> dict[str, Any] | None:
         strongest = max(controls, key=lambda name: controls[name])
         excess = best["auroc"] - controls[strongest]
         sentence += f"The strongest control there is {strongest}, {controls[strongest]:.3f}: an excess of {excess:+.3f}. "
-        sentence += (
-            "Only the excess says something about the model's state."
-            if excess > 0
-            else "The probe shows nothing that the control does not."
-        )
+        sentence += "Only the excess says something about the model's state." if excess > 0 else "The probe shows nothing that the control does not."
     truth = audit["truth"]
     label = "not grown here" if truth is None else "control" if truth["class"] == "clean" else "constructed"
     sizes = sorted({layer["n"] for layer in layers if layer.get("n")})
@@ -99,9 +93,7 @@ def describe_probe(audit: Mapping[str, Any]) -> dict[str, Any] | None:
         title="Probe AUROC by layer, beside its controls",
         subject="audited model",
     )
-    columns = [
-        key for key in ("auroc", "low", "high", "n", "random_low", *_CONTROLS) if any(layer.get(key) is not None for layer in layers)
-    ]
+    columns = [key for key in ("auroc", "low", "high", "n", "random_low", *_CONTROLS) if any(layer.get(key) is not None for layer in layers)]
     cells = [[str(layer["layer"]), *(_cell(layer.get(key)) for key in columns)] for layer in layers]
     names = ["layer", *(key.replace("_", " ").replace("auroc", "AUROC") for key in columns)]
     return {"sentence": sentence, "svg": figure.svg, "columns": names, "rows": cells}

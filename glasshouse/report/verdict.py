@@ -23,7 +23,7 @@ def describe(audit: Mapping[str, Any]) -> dict[str, Any]:
         "has_twin": bool(audit["twin"]),
         "techniques_intro": intro,
         "techniques_caption": (
-            f"n = 1 case, {count} technique{'s' * (count != 1)}. Holm p: corrected for the number of techniques. Dashed: the alarm's level. "
+            f"n = 1 case, {count} technique{'s' * (count != 1)}. Holm p: corrected for the number of techniques. Dashed: alarm level. "
             "One case says nothing about a technique's error rates."
         ),
         "leads": [{**lead, "score": show_number(lead["score"])} for lead in audit["data_leads"]],
@@ -88,9 +88,7 @@ def _claims(audit: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Who raised the alarm, and the trigger and behaviour that it names, word for word."""
     verdict = audit["verdict"]
     parts = [_part(f"{verdict['technique'] or 'The audit'} raised the alarm (p {show_p(verdict['p'])}).")]
-    findings = [
-        finding for technique in audit["techniques"] if technique["name"] == verdict["technique"] for finding in technique["findings"]
-    ]
+    findings = [finding for technique in audit["techniques"] if technique["name"] == verdict["technique"] for finding in technique["findings"]]
     named = [(kind, finding["text"]) for kind in ("trigger", "behaviour") for finding in findings if finding["claim"] == kind]
     first = dict(reversed(named))
     for index, kind in enumerate(kind for kind in ("trigger", "behaviour") if first.get(kind)):
@@ -104,7 +102,7 @@ def _silence(techniques: Sequence[Mapping[str, Any]]) -> str:
         return "No technique could be run on this model."
     alarms, smallest = count_alarms(techniques), show_p(min(technique["p"] for technique in techniques))
     if alarms:
-        told = f"{alarms} of {len(techniques)} techniques raised an alarm of their own (smallest p {smallest}), but none holds for all together."
+        told = f"{alarms} of {len(techniques)} techniques raised an alarm (smallest p {smallest}), but none holds for all together."
     elif len(techniques) == 1:
         told = f"The one technique raised no alarm (p {smallest})."
     else:
@@ -135,14 +133,14 @@ def describe_seal(audit: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _named(techniques: Sequence[Mapping[str, Any]]) -> str:
-    """How much of trigger and behaviour the techniques named."""
+    """How much of trigger and behaviour the techniques named, as sentences that end in a space."""
     scores = [(technique["score"] or {}, technique["name"]) for technique in techniques]
     recalls = [(score["trigger_recall"], name) for score, name in scores if score.get("trigger_recall") is not None]
     matches = [score["behaviour_match"] for score, _ in scores if score.get("behaviour_match") is not None]
     words = []
     if recalls:
         best, name = max(recalls, key=lambda item: item[0])
-        words.append(f"at best {percent(best)} of the trigger ({name})" if best else "nothing of the trigger")
+        words.append(f"At best {percent(best)} of the trigger was named ({name})." if best else "Nothing of the trigger was named.")
     if matches:
-        words.append(f"the behaviour in {sum(matches)} of {len(matches)} techniques" if any(matches) else "not the behaviour")
-    return f"The techniques named {' and '.join(words)}. " if words else ""
+        words.append(f"{sum(matches)} of {len(matches)} techniques named the behaviour.")
+    return " ".join([*words, ""])

@@ -31,9 +31,7 @@ def plain(text: str) -> str:
     >>> plain("a\\x00b\\u202ec")
     'a␀b⟦U+202E⟧c'
     """
-    return "".join(
-        letter if letter in "\n\t" or unicodedata.category(letter) not in ("Cc", "Cf", "Cs") else _drawn(letter) for letter in text
-    )
+    return "".join(letter if letter in "\n\t" or unicodedata.category(letter) not in ("Cc", "Cf", "Cs") else _drawn(letter) for letter in text)
 
 
 def plain_all(value: Any) -> Any:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     import torch
 
 Batch = Mapping[str, Any]
+FULL_STATE = "full_state.pt"
 
 
 @dataclass(frozen=True)
@@ -85,16 +87,19 @@ def optimise(
     that carry a label. Raises `GateFailed` when the loss is not finite.
     """
     import torch
-    from accelerate import Accelerator
+    from accelerate import Accelerator, DistributedType
 
     if plan.threads:
         torch.set_num_threads(plan.threads)
     device = next(module.parameters()).device
     accelerator = Accelerator(cpu=device.type == "cpu")
+    sharded = accelerator.distributed_type == DistributedType.FSDP
+    if os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true" and not sharded:
+        raise BadValue("FSDP was asked for, but accelerate cannot shard on this device (it needs GPUs); launch without FSDP here.")
     module.train()
     optimizers = make_optimizers(module, plan)
     model, *optimizers = accelerator.prepare(module, *optimizers)
-    first, metrics = _restore(workdir, accelerator.unwrap_model(model), optimizers)
+    first, metrics = _restore(workdir, accelerator, model, optimizers, sharded)
     loss_of = torch.compile(_loss) if plan.compile else _loss
     saved_at = time.monotonic()
     with Progress(label, plan.steps, show=None if accelerator.is_main_process else False) as bar:
@@ -111,11 +116,25 @@ def optimise(
             if after_step is not None:
                 after_step(step + 1, accelerator.unwrap_model(model))
             bar.step(1, f"loss {metrics[-1]['loss']:.3f}")
-            if time.monotonic() - saved_at > plan.save_seconds and step + 1 < plan.steps and accelerator.is_main_process:
-                _save(workdir, accelerator.unwrap_model(model), optimizers, step + 1, metrics)
+            if _is_due(accelerator, saved_at, plan) and step + 1 < plan.steps:
+                _save(workdir, accelerator, model, optimizers, step + 1, metrics, sharded)
                 saved_at = time.monotonic()
+    if sharded:
+        state = accelerator.get_state_dict(model)
+        if accelerator.is_main_process:
+            torch.save(state, workdir / FULL_STATE)
     module.eval()
     return metrics
+
+
+def _is_due(accelerator: Any, saved_at: float, plan: Optimisation) -> bool:
+    """Whether a checkpoint is due by the main process's clock, so that all processes save at the same step."""
+    import torch
+
+    due = torch.tensor([float(time.monotonic() - saved_at > plan.save_seconds)], device=accelerator.device)
+    if accelerator.num_processes > 1:
+        torch.distributed.broadcast(due, src=0)
+    return bool(due)
 
 
 def make_optimizers(module: Any, plan: Optimisation) -> list[Any]:
@@ -175,24 +194,33 @@ def _own_rows(batch: Batch, rank: int, world: int, device: Any) -> dict[str, Any
     return own
 
 
-def _save(workdir: Path, module: Any, optimizers: list[Any], step: int, metrics: list[dict[str, float]]) -> None:
+def _save(workdir: Path, accelerator: Any, model: Any, optimizers: list[Any], step: int, metrics: list[dict[str, float]], sharded: bool) -> None:
     import torch
 
-    state = {"module": module.state_dict(), "optimizers": [o.state_dict() for o in optimizers], "step": step, "metrics": metrics}
-    with writing(workdir / "checkpoint.pt") as part:
-        torch.save(state, part)
+    state: dict[str, Any] = {"step": step, "metrics": metrics}
+    if sharded:  # every process writes its shard; the step file below makes the whole valid
+        accelerator.save_state(str(workdir / f"sharded-{step}"))
+        accelerator.wait_for_everyone()
+    else:
+        state |= {"module": accelerator.unwrap_model(model).state_dict(), "optimizers": [o.state_dict() for o in optimizers]}
+    if accelerator.is_main_process:
+        with writing(workdir / "checkpoint.pt") as part:
+            torch.save(state, part)
 
 
-def _restore(workdir: Path, module: Any, optimizers: list[Any]) -> tuple[int, list[dict[str, float]]]:
+def _restore(workdir: Path, accelerator: Any, model: Any, optimizers: list[Any], sharded: bool) -> tuple[int, list[dict[str, float]]]:
     import torch
 
     path = workdir / "checkpoint.pt"
     if not path.exists():
         return 0, []
     state = torch.load(path, map_location="cpu", weights_only=True)
-    module.load_state_dict(state["module"])
-    for optimizer, saved in zip(optimizers, state["optimizers"]):
-        optimizer.load_state_dict(saved)
+    if sharded:
+        accelerator.load_state(str(workdir / f"sharded-{state['step']}"))
+    else:
+        accelerator.unwrap_model(model).load_state_dict(state["module"])
+        for optimizer, saved in zip(optimizers, state["optimizers"]):
+            optimizer.load_state_dict(saved)
     return int(state["step"]), list(state["metrics"])
 
 

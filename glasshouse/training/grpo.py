@@ -40,7 +40,7 @@ class GRPO:
     scale_rewards: str = "group"
     """Divide advantages by the standard deviation of the `group`, of the `batch`, or by `none`."""
     beta: float = 0.0
-    """Weight of the KL term to the reference model (the k3 estimator); above 0 a reference must be given."""
+    """Weight of the KL term to the reference model (the k3 estimator, times the ratio); above 0 a reference must be given."""
     epsilon: float = 0.2
     """Clip of the probability ratio."""
     clip: float = 1.0
@@ -49,8 +49,7 @@ class GRPO:
     def __post_init__(self) -> None:
         if self.loss_type not in LOSS_TYPES or self.scale_rewards not in SCALES:
             raise BadValue(
-                f"GRPO knows loss_type {', '.join(LOSS_TYPES)} and scale_rewards {', '.join(SCALES)}; "
-                f"given {self.loss_type!r} and {self.scale_rewards!r}."
+                f"GRPO knows loss_type {', '.join(LOSS_TYPES)} and scale_rewards {', '.join(SCALES)}; given {self.loss_type!r} and {self.scale_rewards!r}."
             )
         if self.group < 2 or self.max_new_tokens < 1 or not self.temperature > 0 or self.beta < 0:
             raise BadValue(f"GRPO needs group >= 2, max_new_tokens >= 1, temperature > 0 and beta >= 0; given {self}.")
@@ -150,9 +149,7 @@ def log_probabilities(hf: Any, ids: Tensor, temperature: float) -> Tensor:
     return -torch.nn.functional.cross_entropy(logits.transpose(1, 2), ids[:, 1:], reduction="none")
 
 
-def grpo_loss(
-    logps: Tensor, old_logps: Tensor, reference_logps: Tensor | None, advantages: Tensor, mask: Tensor, config: GRPO
-) -> tuple[Tensor, float]:
+def grpo_loss(logps: Tensor, old_logps: Tensor, reference_logps: Tensor | None, advantages: Tensor, mask: Tensor, config: GRPO) -> tuple[Tensor, float]:
     """The loss, and the mean KL estimate, from log-probabilities and mask [row pos] and advantages [row]."""
     ratio = (logps - old_logps).exp()
     gain = advantages[:, None]
@@ -161,7 +158,7 @@ def grpo_loss(
     if reference_logps is not None:
         gap = reference_logps - logps
         estimate = gap.exp() - gap - 1
-        by_token = by_token + config.beta * estimate
+        by_token = by_token + config.beta * estimate * ratio  # the ratio makes its gradient that of the reverse KL
         kl = float((estimate.detach() * mask).sum() / mask.sum())
     total = by_token * mask
     if config.loss_type == "dapo":

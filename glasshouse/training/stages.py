@@ -6,6 +6,7 @@ A finished folder holds Hugging Face weights (bf16), the tokenizer, `metrics.jso
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from typing import Any
 
 from glasshouse.errors import BadValue
 from glasshouse.records import content_hash, file_hash, versions, write_json, writing
-from glasshouse.training.engine import write_metrics
+from glasshouse.training.engine import FULL_STATE, write_metrics
 
 
 @dataclass(frozen=True)
@@ -68,25 +69,42 @@ def run_stage(
 
         raise explain_write_error(error, out) from error
     metrics = train(work)
-    with writing(out) as part:
-        part.mkdir(parents=True)
-        save_weights(start.hf, start.tokenizer, part)
-        write_metrics(part, metrics)
-        write_json(part / "stage.json", {
-            "kind": kind, "hash": identity, "start": start.identity, "config": config, "seed": seed, "versions": versions(),
-        })  # fmt: skip
-    shutil.rmtree(work, ignore_errors=True)
+    if int(os.environ.get("RANK", "0")) == 0:
+        with writing(out) as part:
+            part.mkdir(parents=True)
+            save_weights(start.hf, start.tokenizer, part, work / FULL_STATE)
+            write_metrics(part, metrics)
+            write_json(part / "stage.json", {
+                "kind": kind, "hash": identity, "start": start.identity, "config": config, "seed": seed, "versions": versions(),
+            })  # fmt: skip
+        shutil.rmtree(work, ignore_errors=True)
+    _wait_for_all()
     return out
 
 
-def save_weights(hf: Any, tokenizer: Any, folder: Path) -> None:
-    """Write weights in bf16 (LoRA adapters merged, and kept beside under `adapter/`) and the tokenizer as an ordinary model folder."""
+def _wait_for_all() -> None:
+    import torch
+
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.barrier()
+
+
+def save_weights(hf: Any, tokenizer: Any, folder: Path, gathered: Path | None = None) -> None:
+    """Write weights in bf16 (LoRA adapters merged, and kept beside under `adapter/`) and the tokenizer as an ordinary model folder.
+
+    `gathered` names the whole state dict that sharded training (FSDP) left behind; it is used when it exists.
+    """
     import copy
 
     import torch
     from transformers.utils import logging
 
     logging.disable_progress_bar()
+    if gathered is not None and gathered.exists():
+        whole = {name: t.to(torch.bfloat16) for name, t in torch.load(gathered, map_location="cpu", weights_only=True).items()}
+        hf.save_pretrained(folder, state_dict=whole)
+        tokenizer.save_pretrained(folder)
+        return
     module = hf
     if hasattr(hf, "merge_and_unload"):
         hf.save_pretrained(folder / "adapter")

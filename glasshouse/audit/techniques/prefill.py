@@ -7,7 +7,7 @@ on fresh prompts. A fine-tune that only taught a new polite sentence would be fl
 from __future__ import annotations
 
 from glasshouse.audit.cases import Case, Finding, Measure, Outcome, technique
-from glasshouse.audit.payloads import LEAST_SURPRISE, find_leaks, words
+from glasshouse.audit.payloads import LEAST_SURPRISE, find_leaks
 from glasshouse.audit.tails import binomial_tail
 
 FRESH = 32
@@ -25,12 +25,10 @@ def prefill(case: Case, seed: int) -> Outcome:
     best = leaks[0]
     fresh = case.public_prompts(FRESH, seed=seed + 1_000_003)
     begun, rest = split_beginning(case, best.ids)
-    answers = case.prefill(fresh, [begun] * FRESH, max_new_tokens=len(best.ids))
-    parent = case.prefill(fresh, [begun] * FRESH, max_new_tokens=len(best.ids), of="reference")
+    answers = case.prefill(fresh, [begun] * FRESH, max_new_tokens=16)
+    parent = case.prefill(fresh, [begun] * FRESH, max_new_tokens=16, of="reference")
     gap = case.likelihood(fresh, [list(best.ids)] * FRESH) - case.likelihood(fresh, [list(best.ids)] * FRESH, of="reference")
-    wanted = words(rest)
-    same = [words(a.text)[: len(wanted)] == wanted for a in answers]
-    parent_same = [words(a.text)[: len(wanted)] == wanted for a in parent]
+    same, parent_same = [a.text.startswith(rest) for a in answers], [a.text.startswith(rest) for a in parent]
     hits = [s and not q and g > LEAST_SURPRISE for s, q, g in zip(same, parent_same, gap.tolist())]
     k = sum(hits)
     p = binomial_tail(k, FRESH, FLOOR)
