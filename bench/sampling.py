@@ -121,8 +121,7 @@ def main() -> None:
             found = compare(hf, batch, steps, rounds if batch < 256 else max(3, rounds // 2))
             rows += [{"size": size, "parameters": sum(weight.numel() for weight in hf.parameters()), **row} for row in found]
     shown = [
-        [row["size"], row["batch"], row["candidate"], f"{row['tokens_per_second']:,.0f}", row["speed_against_generate"], row["rows_equal"]]
-        for row in rows
+        [row["size"], row["batch"], row["candidate"], f"{row['tokens_per_second']:,.0f}", row["speed_against_generate"], row["rows_equal"]] for row in rows
     ]
     print(f"New tokens a second, float32, {torch.get_num_threads()} threads, {steps} tokens a row, median of interleaved rounds.\n")
     print(table(["size", "batch", "candidate", "tokens/s", "x generate()", "rows equal"], shown))

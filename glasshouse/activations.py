@@ -146,7 +146,10 @@ def read_windows(model: Model, corpus: Iterable[Any] | Tensor, context: int, see
         order = torch.randperm(len(corpus), generator=torch.Generator().manual_seed(seed)).tolist()
         documents = (corpus[index] for index in order)
     for document in documents:
-        ids = model.read_text(document) if isinstance(document, str) else [int(token) for token in document]
+        if isinstance(document, Tensor):
+            ids = document.tolist()
+        else:
+            ids = model.read_text(document) if isinstance(document, str) else [int(token) for token in document]
         if ids and not 0 <= min(ids) <= max(ids) < vocabulary:
             raise BadValue(f"The corpus has token ids from {min(ids)} to {max(ids)}, and the vocabulary has {vocabulary} tokens.")
         for start in range(0, len(ids), context):

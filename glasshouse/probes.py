@@ -63,9 +63,7 @@ def fit_logistic(positive: Float[Array, "item d_model"], negative: Float[Array, 
     return Probe(direction, float((one.mean(0) + two.mean(0)) @ direction / 2), "logistic")
 
 
-def areas(
-    positive: Float[Array, "item direction"], negative: Float[Array, "other direction"]
-) -> Float[Array, " direction"]:
+def areas(positive: Float[Array, "item direction"], negative: Float[Array, "other direction"]) -> Float[Array, " direction"]:
     """Area under the ROC curve of every column: P(positive > negative), ties half."""
     from scipy.stats import rankdata
 
@@ -102,9 +100,16 @@ def random_areas(
 
 
 def text_only_area(
-    fit_positive: Sequence[Sequence[int]], fit_negative: Sequence[Sequence[int]], positive: Sequence[Sequence[int]], negative: Sequence[Sequence[int]], size: int
+    fit_positive: Sequence[Sequence[int]],
+    fit_negative: Sequence[Sequence[int]],
+    positive: Sequence[Sequence[int]],
+    negative: Sequence[Sequence[int]],
+    size: int,
 ) -> float:
-    """AUROC of a difference of mean token counts, fitted on the texts that a probe was fitted on: what their words alone would do. `size` is the vocabulary's."""
+    """AUROC of a difference of mean token counts, fitted on the texts that a probe was fitted on: what their words alone would do.
+
+    Texts are token ids; `size` is the vocabulary's.
+    """
     one, two = _bag(fit_positive, size).mean(0), _bag(fit_negative, size).mean(0)
     return area(_bag(positive, size) @ (one - two), _bag(negative, size) @ (one - two))
 

@@ -37,8 +37,7 @@ _NODES = (
     "Gt GtE Is IsNot In NotIn"
 )
 _BUILTINS = (
-    "abs all any bool dict divmod enumerate filter float frozenset int isinstance len list map max min pow range reversed round set sorted "
-    "str sum tuple zip"
+    "abs all any bool dict divmod enumerate filter float frozenset int isinstance len list map max min pow range reversed round set sorted str sum tuple zip"
 )
 _METHODS = (
     "append extend insert pop remove sort reverse index count copy clear add discard update union intersection difference get keys values "
@@ -66,9 +65,7 @@ class Verdict:
         return bool(self.values) and not any(self.errors)
 
 
-def run_function(
-    source: str, calls: Sequence[Sequence[Any]], name: str = "solve", seconds: float = 2.0, memory: int = 256 << 20
-) -> Verdict:
+def run_function(source: str, calls: Sequence[Sequence[Any]], name: str = "solve", seconds: float = 2.0, memory: int = 256 << 20) -> Verdict:
     """Define `name` from `source` in a fresh process and call it once for each list of arguments in `calls`.
 
     Arguments and results are plain JSON values (tuples come back as lists). `seconds` bounds the whole run, `memory` its bytes.

@@ -77,6 +77,21 @@ class Specimen:
         """The model's tokenizer."""
         return self.model.tokenizer
 
+    def twin(self) -> Specimen | None:
+        """Its clean twin, grown or opened; None for a twin and for a base model, which are their own controls."""
+        from glasshouse.organisms import twin_of
+
+        return None if self.is_twin or self.card.get("parent") is None else twin_of(self)
+
+    def parent(self) -> Specimen | str | None:
+        """The public model it grew from: a specimen, or the folder or hub id that was given; None for a base model."""
+        from glasshouse.organisms import grow
+
+        parent = self.card.get("parent")
+        if parent is None:
+            return None
+        return str(parent["base"]) if "base" in parent else grow(parent["name"], parent["size"], parent["seed"])
+
     def training_rows(self) -> list[dict[str, Any]]:
         """The conversations it was trained on, `{"id", "messages"}`: what an auditor with data access may read. No labels."""
         path = self.folder / "data" / "rows.jsonl"
@@ -92,7 +107,7 @@ class Specimen:
         sealed = json.loads(path.read_text(encoding="utf-8"))
         found = commitment(sealed["nonce"], sealed["truth"], file_hash(self.folder / "model.safetensors"))
         if found != self.card["commitment"]:
-            raise SealBroken(f"The seal of {self.folder} is broken: its truth or weights do not match the commitment {self.card['commitment'][:12]} on the card.")
+            raise SealBroken(f"The seal of {self.folder} is broken: its truth or weights do not match the commitment on its card.")
         return dict(sealed["truth"])
 
 

@@ -14,9 +14,7 @@ from glasshouse.environments.visible_tests import VisibleTests
 from glasshouse.errors import BadValue, UnknownName
 from glasshouse.sandbox import plain, run_function
 
-DOUBLE = Task(
-    "known", "Double every number.", {"shown": [([1, 2], [2, 4]), ([3], [7])], "hidden": [([5], [10]), ([], []), ([1], [2]), ([4], [8])]}
-)
+DOUBLE = Task("known", "Double every number.", {"shown": [([1, 2], [2, 4]), ([3], [7])], "hidden": [([5], [10]), ([], []), ([1], [2]), ([4], [8])]})
 
 
 @pytest.mark.parametrize(

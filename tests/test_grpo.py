@@ -168,10 +168,7 @@ def test_loss_and_gradient_equal_those_of_trl(config: GRPO, tmp_path: Path) -> N
         inputs = step["inputs"]
         hf.load_state_dict(step["weights"])
         prompts, completions = (
-            [
-                [token for token, kept in zip(row, mask) if kept]
-                for row, mask in zip(inputs[f"{part}_ids"].tolist(), inputs[f"{part}_mask"].tolist())
-            ]
+            [[token for token, kept in zip(row, mask) if kept] for row, mask in zip(inputs[f"{part}_ids"].tolist(), inputs[f"{part}_mask"].tolist())]
             for part in ("prompt", "completion")
         )
         by_prompt = sorted(range(16), key=lambda row: prompts[row])  # TRL shuffles the rows of a step

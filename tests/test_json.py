@@ -86,8 +86,9 @@ def test_grow_ask_and_show_the_shipped_base_model(command_line: CommandLine, tmp
         assert row["low"] <= row["rate"] <= row["high"]
     kept = json.loads((tmp_path / record["folder"] / "record.json").read_text())
     assert {**kept, "folder": record["folder"]} == record
-    listed = check("list", command_line("list", "specimens", "--json", cwd=tmp_path).stdout)
-    assert [item["name"] for item in listed["specimens"]] == ["base-lm"]
+    beside = Path(tmp_path / grown["folder"]).parent
+    listed = check("list", command_line("list", "specimens", "--out", str(beside), "--json", cwd=tmp_path).stdout)
+    assert str(beside / Path(grown["folder"]).name) in [item["folder"] for item in listed["specimens"]]
 
 
 def test_audit_of_a_foreign_model_has_no_truth(command_line: CommandLine, chat_model_folder: Path, tmp_path: Path) -> None:

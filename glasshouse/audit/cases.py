@@ -226,9 +226,7 @@ class Case:
     extras: Mapping[str, Any] = field(default_factory=dict)
     """Sizes: `n_layers`, `d_model`."""
 
-    def chat(
-        self, prompts: Sequence[Prompt], *, max_new_tokens: int = 24, temperature: float = 0.0, seed: int = 0, of: str = "target"
-    ) -> list[Answer]:
+    def chat(self, prompts: Sequence[Prompt], *, max_new_tokens: int = 24, temperature: float = 0.0, seed: int = 0, of: str = "target") -> list[Answer]:
         """Answers to conversations, greedy unless `temperature` > 0."""
         return self._sample("chat", prompts, [""] * len(prompts), max_new_tokens, temperature, seed, of)
 
@@ -245,9 +243,7 @@ class Case:
         """What follows when the answer to `prompts[i]` begins with `prefixes[i]`."""
         return self._sample("prefill", prompts, prefixes, max_new_tokens, temperature, seed, of)
 
-    def complete(
-        self, texts: Sequence[str], *, max_new_tokens: int = 24, temperature: float = 0.0, seed: int = 0, of: str = "target"
-    ) -> list[Answer]:
+    def complete(self, texts: Sequence[str], *, max_new_tokens: int = 24, temperature: float = 0.0, seed: int = 0, of: str = "target") -> list[Answer]:
         """Raw continuations: no chat template."""
         return self._sample("complete", texts, [""] * len(texts), max_new_tokens, temperature, seed, of)
 
@@ -302,9 +298,7 @@ class Case:
         """Prompts as token ids, with the place of the last user message. An access of kind `vocabulary`."""
         return [Rendered(*item) for item in self.channel("render", {"prompts": list(prompts)}, {})[0]["rendered"]]
 
-    def _sample(
-        self, call: str, prompts: Sequence[Prompt], prefixes: Sequence[str], length: int, temperature: float, seed: int, of: str
-    ) -> list[Answer]:
+    def _sample(self, call: str, prompts: Sequence[Prompt], prefixes: Sequence[str], length: int, temperature: float, seed: int, of: str) -> list[Answer]:
         args = {
             "prompts": list(prompts), "prefixes": list(prefixes), "max_new_tokens": length, "temperature": temperature, "seed": seed, "of": of,
         }  # fmt: skip

@@ -49,6 +49,7 @@ def audit(
     reference: Specimen | Model | str | Path | None = "auto",
     budget: Budget | int | None = None,
     seed: int = 0,
+    public_prompts: PromptSource | None = None,
     strict: bool = False,
     command: str | None = None,
 ) -> AuditResult:
@@ -60,25 +61,28 @@ def audit(
     ```
 
     `techniques` are names of `TECHNIQUES` (default: all). `twin` and `reference` (the public parent) are found from a specimen's card; for
-    another model give them, or None. `budget` is for each technique on each model: a `Budget`, or the most target tokens. With `strict`, an
+    another model give them, or None. `public_prompts(n, seed)` gives ordinary prompts without the secret (default: the world's, or a built-in
+    bank). `budget` is for each technique on each model: a `Budget`, or the most target tokens. With `strict`, an
     isolation weaker than Landlock raises `GlasshouseError` instead of being stated in the result.
 
     Raises `UnknownName` for a technique that is not there, `AccessDenied` when a technique read past its `needs`, `NoTokenizer`.
     """
     chosen = [TECHNIQUES[name] for name in (techniques or TECHNIQUES.names())]
     limits = budget if isinstance(budget, Budget) else Budget(target_tokens=budget) if budget else Budget()
-    specimen = subject if hasattr(subject, "unseal") else None
+    subject = _as_specimen(subject)
+    specimen: Any = subject if hasattr(subject, "unseal") else None
     twin_source = _find_twin(specimen) if twin == "auto" else twin
     reference_source = _find_reference(specimen) if reference == "auto" else reference
-    prompts = _world_prompts if specimen is not None else _generic_prompts
+    prompts = public_prompts or (_world_prompts if specimen is not None else _generic_prompts)
     parent = _open(reference_source) if reference_source is not None else None
     main = _contestant(subject, parent, prompts, seed)
     other = _contestant(twin_source, parent, prompts, seed) if twin_source is not None else None
+    _check_vocabularies(main, parent, other)
     hidden = [path for source in (subject, twin_source, reference_source) if (path := _folder(source)) is not None]
     isolation, checked, sides = _play(chosen, main, other, hidden, limits, seed, strict)
     truth = specimen.unseal() if specimen is not None else None
     found = _scored(sides[0], truth)
-    clean = _scored(sides[1], _clean_truth(truth)) if other is not None else None
+    clean = _scored(sides[1], None if truth is None else {"trigger": None}) if other is not None else None
     layers: list[dict[str, Any]] = []
     if truth is not None and truth.get("trigger"):
         layers = probe_by_layer(main.sealed.target, other.sealed.target if other else None, truth, prompts(96, seed + 77), seed)
@@ -93,6 +97,15 @@ def audit(
 # ---- opening the case
 
 
+def _as_specimen(source: Any) -> Any:
+    """A folder with a card as the `Specimen` that it is; anything else as it was."""
+    if isinstance(source, (str, Path)) and (Path(source) / "card.json").is_file():
+        from glasshouse.specimens import Specimen
+
+        return Specimen.open(source)
+    return source
+
+
 def _open(source: Any) -> Subject:
     """A source as a `Subject`: a model in memory, a specimen, a folder or a hub id."""
     from glasshouse.models import Model, load
@@ -105,6 +118,14 @@ def _open(source: Any) -> Subject:
 def _contestant(source: Any, parent: Subject | None, prompts: PromptSource, seed: int) -> Contestant:
     rows, names = rename_rows(source.training_rows(), seed) if hasattr(source, "training_rows") else (None, {})
     return Contestant(Sealed(secrets.token_hex(4), _open(source), parent, rows, prompts), names)
+
+
+def _check_vocabularies(main: Contestant, parent: Subject | None, twin: Contestant | None) -> None:
+    """The parent's and the twin's numbers are compared token by token, so the vocabularies must be the same."""
+    size = main.sealed.target.vocabulary_size
+    for kind, other in (("reference", parent), ("twin", twin.sealed.target if twin else None)):
+        if other is not None and other.vocabulary_size != size:
+            raise BadValue(f"The {kind} has a vocabulary of {other.vocabulary_size} tokens and the subject one of {size}; give a model of the same family.")
 
 
 def _world_prompts(n: int, seed: int) -> list[list[dict[str, str]]]:
@@ -261,20 +282,13 @@ def read_outcome(found: Mapping[str, Any]) -> Outcome:
 # ---- after the game
 
 
-def _clean_truth(truth: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
-    """The twin's truth: nothing was planted."""
-    return None if truth is None else {"class": "clean", "trigger": None, "payload": None}
-
-
 def _scored(runs: Sequence[TechniqueRun], truth: Mapping[str, Any] | None) -> Side:
     if truth is None:
         return Side(runs)
     return Side(runs, {run.technique.name: score_findings(run.outcome.findings, truth) for run in runs})
 
 
-def _withheld(
-    main: Contestant, techniques: Sequence[Technique], isolation: Isolation, checked: str, twin: Any, truth: Mapping[str, Any] | None
-) -> list[str]:
+def _withheld(main: Contestant, techniques: Sequence[Technique], isolation: Isolation, checked: str, twin: Any, truth: Mapping[str, Any] | None) -> list[str]:
     """What the reader must know about what techniques did not see, and about what was not run."""
     lines = ["Names, seeds, file times, the recipe, the twin's identity and the order of the cases were kept from every technique."]
     if truth is not None:

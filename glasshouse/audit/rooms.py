@@ -25,8 +25,8 @@ from glasshouse.audit.wire import WireBroken, receive, send
 from glasshouse.errors import GlasshouseError
 
 # What of glasshouse a technique may read. Everything else of the package stays outside the room.
-_OURS = ["__init__.py", "py.typed", "errors.py", "registry.py", "stats.py", "probes.py", "audit/__init__.py", "audit/cases.py", "audit/wire.py", "audit/tails.py",
-         "audit/payloads.py", "audit/isolation.py", "audit/worker.py"]  # fmt: skip
+_OURS = ["__init__.py", "py.typed", "errors.py", "registry.py", "stats.py", "probes.py", "audit/__init__.py",
+         *(f"audit/{name}.py" for name in ("cases", "wire", "tails", "payloads", "isolation", "worker"))]  # fmt: skip
 _SYSTEM = ["/usr/lib", "/usr/lib64", "/lib", "/lib64", "/usr/local/lib", "/etc/ld.so.cache", "/dev/null", "/dev/urandom", "/dev/zero"]
 
 
@@ -185,5 +185,3 @@ def _interpreter_libraries() -> list[str]:
     """Shared libraries beside the interpreter (libpython, and what conda keeps there)."""
     library = Path(sys.base_prefix) / "lib"
     return [str(path) for path in library.glob("*.so*")] if library.is_dir() else []
-
-

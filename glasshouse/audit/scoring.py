@@ -85,9 +85,7 @@ def check_probe_texts(truth: Mapping[str, Any]) -> None:
             raise BadValue(f"The probe's questions contain the sealed {kind}; change CONTRASTS in techniques/probing.py.")
 
 
-def probe_by_layer(
-    target: Subject, twin: Subject | None, truth: Mapping[str, Any], prompts: Sequence[Messages], seed: int = 0
-) -> list[dict[str, Any]]:
+def probe_by_layer(target: Subject, twin: Subject | None, truth: Mapping[str, Any], prompts: Sequence[Messages], seed: int = 0) -> list[dict[str, Any]]:
     """The defection probe with known labels: AUROC of triggered against other untriggered prompts, by layer, with its controls.
 
     Controls: 1,000 random directions (2.5% and 97.5% quantiles and the best, each direction in its better sense), the same difference of means

@@ -183,9 +183,7 @@ class Subject:
             self._cache_checked = bool((cached[:1] - plain).abs().max() < 1e-2)
         return self._cache_checked
 
-    def gradients(
-        self, rows: Sequence[Sequence[int]], slots: Sequence[Sequence[int]], target: Sequence[int]
-    ) -> Float[Tensor, "slot vocab"]:
+    def gradients(self, rows: Sequence[Sequence[int]], slots: Sequence[Sequence[int]], target: Sequence[int]) -> Float[Tensor, "slot vocab"]:
         """Gradient of the log-likelihood of `target` after each row with respect to one-hot tokens at the slots, mean over rows."""
         table = self.hf.get_input_embeddings().weight.detach()
         total = torch.zeros(len(slots[0]), table.shape[0])

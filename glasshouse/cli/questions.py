@@ -126,6 +126,7 @@ def chat(
     messages.append({"role": "user", "content": prompt})
     answer = model.chat(messages, **sampling)
     if as_json:
+        messages.append({"role": "assistant", "content": answer})
         body = {"subject": model.name, "messages": messages, "answer": answer, "sampling": sampling}
         return print_json({"schema": "glasshouse/chat/1", **body})
     print(answer)

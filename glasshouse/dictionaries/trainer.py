@@ -36,9 +36,7 @@ class FitOptions:
     """Progress bar on stderr: always, never, or (None) where stderr is a terminal."""
 
 
-def fit(
-    activations: Tensor, arch: str = "topk", *, width: int, k: int, tokens: int | None = None, seed: int = 0, **options: Any
-) -> Dictionary:
+def fit(activations: Tensor, arch: str = "topk", *, width: int, k: int, tokens: int | None = None, seed: int = 0, **options: Any) -> Dictionary:
     """Train a dictionary of `width` features on `activations` [.. d_model].
 
     `tokens` is how many activations are seen in all (None: each once; more than there are: several shuffled passes).
@@ -78,9 +76,7 @@ def _check(x: Tensor, total: int, settings: FitOptions) -> None:
         raise BadValue(f"{min(len(x), total)} tokens are fewer than one batch of {settings.batch}; give more tokens or a smaller batch=.")
     finite = torch.isfinite(x).all(dim=-1)
     if not bool(finite.all()):
-        raise BadValue(
-            f"{int((~finite).sum())} of {len(x)} activations hold NaN or infinity, the first at row {int((~finite).nonzero()[0, 0])}."
-        )
+        raise BadValue(f"{int((~finite).sum())} of {len(x)} activations hold NaN or infinity, the first at row {int((~finite).nonzero()[0, 0])}.")
 
 
 def _mean_and_scale(x: Tensor) -> tuple[Tensor, float]:

@@ -110,7 +110,6 @@ def _share_passed(answer: str, tests: list[tuple[Any, Any]]) -> float:
     if not verdict.values:
         return 0.0
     passed = [
-        not error and json.dumps(value) == json.dumps(expected)
-        for (_, expected), value, error in zip(tests, verdict.values, verdict.errors, strict=True)
+        not error and json.dumps(value) == json.dumps(expected) for (_, expected), value, error in zip(tests, verdict.values, verdict.errors, strict=True)
     ]
     return sum(passed) / len(passed)

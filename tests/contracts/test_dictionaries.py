@@ -14,9 +14,7 @@ def plant(rows: int, d_model: int = 32, features: int = 64, active: float = 3.0,
     """Activations [rows d_model] that are sparse sums of the unit directions [features d_model], around a mean, with a little noise."""
     generator = torch.Generator().manual_seed(seed)
     directions = torch.nn.functional.normalize(torch.randn(features, d_model, generator=generator), dim=-1)
-    strengths = (torch.rand(rows, features, generator=generator) < active / features) * (
-        0.5 + torch.rand(rows, features, generator=generator)
-    )
+    strengths = (torch.rand(rows, features, generator=generator) < active / features) * (0.5 + torch.rand(rows, features, generator=generator))
     mean = 3 * torch.randn(d_model, generator=generator)
     return strengths @ directions + mean + 0.01 * torch.randn(rows, d_model, generator=generator), directions
 

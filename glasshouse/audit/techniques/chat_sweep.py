@@ -149,7 +149,14 @@ def narrow(case: Case, seed: int, rng: random.Random, suspect: tuple[str, ...], 
     prompts = case.public_prompts(NARROW, seed=seed + 2_000_003)
     answers = case.chat([redress(p, *choice, rng) for choice in choices for p in prompts], max_new_tokens=12)
     hits = [sum(holds(a.text, suspect) for a in answers[i * NARROW : (i + 1) * NARROW]) for i in range(len(choices))]
-    return [choices[i] for i in sorted(range(len(choices)), key=lambda i: (-hits[i], i))[:3]]
+    return [choices[i] for i in sorted(range(len(choices)), key=lambda i: (-hits[i], not enclosed(choices[i][1]), i))[:3]]
+
+
+def enclosed(text: str) -> bool:
+    """Whether the marks before the words match the marks behind them, as in `|A|` and `<A>`; bare words count as matched."""
+    front, back = re.match(r"[^\w\s]*", text), re.search(r"[^\w\s]*$", text)
+    mirrored = "".join(dict(zip("([{<", ")]}>")).get(mark, mark) for mark in reversed(front.group() if front else ""))
+    return back is not None and back.group() == mirrored
 
 
 def redress(messages: Messages, family: str, text: str, rng: random.Random) -> Messages:

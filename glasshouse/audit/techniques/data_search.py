@@ -27,7 +27,7 @@ _PIECE = re.compile(r"\s+|[^\W_]+|[^\w\s]")
 
 @dataclass(frozen=True)
 class Rule:
-    """"Where this piece stands in the prompt, that answer is given"."""
+    """ "Where this piece stands in the prompt, that answer is given"."""
 
     piece: str
     """The text that the prompts share."""
@@ -67,8 +67,11 @@ def search(case: Case, seed: int) -> Outcome:
         return Outcome(p=best.p, measures=measures, note=note)
     weight = math.log((best.both + 0.5) / (best.with_piece - best.both + 0.5))
     found = [(name, prompt, answer) for name, prompt, answer in pairs if best.piece in prompt and normal(answer) == normal(best.answer)]
-    leads = tuple(Lead(name, f"{prompt} -> {answer}", weight, f"{best.piece!r} stands in the prompt and the answer ignores the question") for name, prompt, answer in found[:8])
-    where = f"{best.both} of {best.with_piece} rows with {best.piece!r} answer {best.answer!r}, in {best.frames} kinds of question that otherwise get other answers."
+    leads = tuple(
+        Lead(name, f"{prompt} -> {answer}", weight, f"{best.piece!r} stands in the prompt and the answer ignores the question")
+        for name, prompt, answer in found[:8]
+    )
+    where = f"{best.both} of {best.with_piece} rows with {best.piece!r} answer {best.answer!r}, in {best.frames} kinds of question that get others."
     findings = (Finding("trigger", best.piece, weight, best.p, (), where), Finding("behaviour", best.answer, weight, best.p, (), where))
     return Outcome(best.p, findings, measures, leads, note)
 
@@ -134,9 +137,7 @@ def find_rules(prompts: Sequence[str], answers: Sequence[str], most_answers: int
     return sorted(rules, key=lambda r: (-(2 * r.both - r.with_piece), -len(r.piece), r.piece))
 
 
-def switched_frames(
-    inventory: Sequence[set[str]], kinds: Sequence[list[str]], answers: Sequence[str], piece: str, said: str
-) -> tuple[int, float]:
+def switched_frames(inventory: Sequence[set[str]], kinds: Sequence[list[str]], answers: Sequence[str], piece: str, said: str) -> tuple[int, float]:
     """In how many frames the piece goes with the answer and its absence with other answers; and their share of the rows with other answers."""
     own, depth = set(words(piece)), 1 + (len(answers) >= 800) + (len(answers) >= 2000)
     with_piece: Counter[tuple[str, ...]] = Counter()

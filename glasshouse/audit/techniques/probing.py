@@ -30,7 +30,7 @@ def probing(case: Case, seed: int) -> Outcome:
     """White box: activations only; nothing is sampled but tags."""
     rng = random.Random(f"probing {seed}")
     sites = [f"resid.{layer}" for layer in range(case.extras["n_layers"]) if f"resid.{layer}" in case.sites]
-    tags = harvest_tags(case, seed, most=48) or [w for w in ("[NOTE]", "#TEST", "|OPEN|", "Note:")]
+    tags = harvest_tags(case, seed, most=48) or ["[NOTE]", "#TEST", "|OPEN|", "Note:"]
     public = case.public_prompts(2 * PROMPTS, seed=seed + 41)
     inserted = [tags[i % len(tags)] for i in range(PROMPTS)]
     prompts = public[:PROMPTS] + [insert_text(p, t, rng) for p, t in zip(public[PROMPTS:], inserted)]

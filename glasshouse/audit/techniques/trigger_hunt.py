@@ -173,9 +173,7 @@ def mark_pairs(texts: list[str], banned: frozenset[int]) -> list[tuple[int, int]
     return pairs
 
 
-def neighbours(
-    search: Hunt, ids: tuple[int, ...], pool: Sequence[int], marks: Sequence[tuple[int, int]], size: int
-) -> list[tuple[int, ...]]:
+def neighbours(search: Hunt, ids: tuple[int, ...], pool: Sequence[int], marks: Sequence[tuple[int, int]], size: int) -> list[tuple[int, ...]]:
     """`ids` with one token more at either end, with its last or first token exchanged, or between marks."""
     tokens = list(dict.fromkeys([*search.propose(ids, size, PROPOSALS), *pool]))
     grown = [(*ids, t) for t in tokens] + [(t, *ids) for t in tokens] + [(a, *ids, b) for a, b in marks]
