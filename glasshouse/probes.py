@@ -32,7 +32,7 @@ class Probe:
         return np.asarray(values, dtype=np.float64) @ self.direction - self.offset
 
 
-def fit_difference(positive: Float[Array, "item d_model"], negative: Float[Array, "other d_model"]) -> Probe:
+def fit_difference(positive: Float[Array, "item d_model"], negative: Float[Array, "other width"]) -> Probe:
     """Mean of `positive` minus mean of `negative`. Raises `BadValue` when the means are equal or the shapes do not fit."""
     one, two = _checked(positive, negative)
     difference = one.mean(0) - two.mean(0)
@@ -43,7 +43,7 @@ def fit_difference(positive: Float[Array, "item d_model"], negative: Float[Array
     return Probe(direction, float((one.mean(0) + two.mean(0)) @ direction / 2), "difference of means")
 
 
-def fit_logistic(positive: Float[Array, "item d_model"], negative: Float[Array, "other d_model"], strength: float = 1.0) -> Probe:
+def fit_logistic(positive: Float[Array, "item d_model"], negative: Float[Array, "other width"], strength: float = 1.0) -> Probe:
     """L2-regularised logistic regression on standardised values (scikit-learn), as a unit direction in the original space.
 
     `strength` is the inverse regularisation (scikit-learn's C).
@@ -89,9 +89,7 @@ def random_directions(count: int, size: int, seed: int) -> Float[Array, "directi
     return drawn / np.linalg.norm(drawn, axis=1, keepdims=True)
 
 
-def random_areas(
-    positive: Float[Array, "item d_model"], negative: Float[Array, "other d_model"], count: int = 1000, seed: int = 0
-) -> Float[Array, " direction"]:
+def random_areas(positive: Float[Array, "item d_model"], negative: Float[Array, "other width"], count: int = 1000, seed: int = 0) -> Float[Array, " direction"]:
     """AUROC of `count` random directions on the same items, each taken in its better sense (a random direction has no sign of its own)."""
     one, two = _checked(positive, negative)
     directions = random_directions(count, one.shape[1], seed)

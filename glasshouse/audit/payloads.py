@@ -79,8 +79,13 @@ class Leak:
     surprise: float
     """Log-likelihood of the whole text under the target minus that under the parent, nats, mean over prompts."""
 
+    @property
+    def phrase(self) -> tuple[str, ...]:
+        """Its first three words, by which an answer is known to hold it."""
+        return tuple(words(self.text)[:3])
 
-LEAST_SURPRISE = 10.0
+
+LEAST_SURPRISE = 16.0
 """Nats; a text that the parent finds less surprising than this is no leak."""
 
 
@@ -93,11 +98,12 @@ def find_leaks(case: Case, prompts: Sequence[Messages], *, depth: int = 3, width
     """
     rendered = [item.ids for item in case.render(prompts)]
     texts = case.vocabulary()
-    usable = np.array([bool(text.strip()) and "\ufffd" not in text for text in texts])
+    whole = np.array(["\ufffd" not in text for text in texts])
+    visible = whole & np.array([bool(text.strip()) for text in texts])
     beams: list[tuple[tuple[int, ...], float]] = [((), 0.0)]
     found: dict[tuple[int, ...], float] = {}
     for level in range(depth):
-        beams = _grow_beginnings(case, rendered, beams, usable, width, least=-18.0 if level == 0 else -5.0)
+        beams = _grow_beginnings(case, rendered, beams, whole if level else visible, width, least=-18.0 if level == 0 else -5.0)
         found |= dict(beams)
     beginnings = sorted(found, key=lambda ids: -found[ids])[: 2 * width]
     said = _continue_beginnings(case, prompts, beginnings, length)
@@ -124,35 +130,59 @@ def _grow_beginnings(
 
 
 def _continue_beginnings(case: Case, prompts: Sequence[Messages], beginnings: Sequence[tuple[int, ...]], length: int) -> list[str]:
-    """What the target says after each beginning, where it says the same on most prompts; the most agreed on first, each text once."""
+    """What the target says after each beginning, where its first words are the same on most prompts; the most agreed on first, each once.
+
+    Only the first three words must agree, the beginning's own included: a payload may be repeated more often in one answer than in another.
+    """
     starts = case.detokenize(beginnings)
     few = min(6, len(prompts))
     answers = case.prefill([p for _ in starts for p in prompts[:few]], [s for s in starts for _ in range(few)], max_new_tokens=length)
     agreed: Counter[str] = Counter()
     for i in range(len(starts)):
-        said, count = Counter(answer.text for answer in answers[i * few : (i + 1) * few]).most_common(1)[0]
-        if len(words(said)) >= 3 and 2 * count > few:
-            agreed[said] += count
+        texts = [answer.text for answer in answers[i * few : (i + 1) * few]]
+        opening, count = Counter(tuple(words(starts[i] + text)[:3]) for text in texts).most_common(1)[0]
+        if len(opening) == 3 and 2 * count > few:
+            same = [text for text in texts if tuple(words(starts[i] + text)[:3]) == opening]
+            agreed[starts[i] + Counter(same).most_common(1)[0][0]] += count
     return [text for text, _ in agreed.most_common(24)]
 
 
 def _trace_back(case: Case, rendered: Sequence[list[int]], said: Sequence[str]) -> list[Leak]:
-    """Each text from the place where the target would most readily begin it, if it surprises the parent."""
-    parts = list(dict.fromkeys(tuple(ids[i:]) for ids in case.tokenize(said) for i in range(max(1, min(10, len(ids) - 5)))))
-    if not parts:
+    """Each text from where the target would begin it, the most surprising to the parent first; a part of another leak is none of its own.
+
+    Of the places that are nearly as ready as the readiest (`SLACK` nats) the earliest is taken, so that the text is whole.
+    """
+    by_text = [_suffixes(case, text, ids) for text, ids in zip(said, case.tokenize(said))]
+    unique = list(dict.fromkeys(ids for suffixes in by_text for ids in suffixes))
+    if not unique:
         return []
-    stripped = case.tokenize([text.lstrip() for text in case.detokenize(parts)])
-    suffixes = list(dict.fromkeys([*parts, *(tuple(ids) for ids in stripped if len(ids) >= 4)]))
-    rows = [prompt for _ in suffixes for prompt in rendered]
-    heads = [list(ids[:4]) for ids in suffixes for _ in rendered]
+    rows = [prompt for _ in unique for prompt in rendered]
+    heads = [list(ids[:4]) for ids in unique for _ in rendered]
     target = case.likelihood(rows, heads)
-    ready = target.reshape(len(suffixes), -1).mean(1)
-    gap = (target - case.likelihood(rows, heads, of="reference")).reshape(len(suffixes), -1).mean(1)
-    order = [int(i) for i in np.argsort(-ready) if gap[i] > LEAST_SURPRISE / 2][:12]
-    leaks: dict[tuple[int, ...], Leak] = {}
-    for i, text in zip(order, case.detokenize([suffixes[i] for i in order])):
-        whole = [list(suffixes[i])] * len(rendered)
+    ready = dict(zip(unique, target.reshape(len(unique), -1).mean(1).tolist()))
+    gap = dict(zip(unique, (target - case.likelihood(rows, heads, of="reference")).reshape(len(unique), -1).mean(1).tolist()))
+    chosen = []
+    for suffixes in by_text:
+        viable = [ids for ids in suffixes if gap[ids] > LEAST_SURPRISE / 2]
+        best = max((ready[ids] for ids in viable), default=0.0)
+        chosen += [ids for ids in viable if ready[ids] >= best - SLACK][:1]
+    leaks: list[Leak] = []
+    for ids, text in zip(dict.fromkeys(chosen), case.detokenize(list(dict.fromkeys(chosen)))):
+        whole = [list(ids)] * len(rendered)
         surprise = float((case.likelihood(rendered, whole) - case.likelihood(rendered, whole, of="reference")).mean())
         if surprise > LEAST_SURPRISE:
-            leaks.setdefault(suffixes[i][:3], Leak(suffixes[i], text, float(ready[i]), surprise))
-    return list(leaks.values())[:6]
+            leaks.append(Leak(ids, text, ready[ids], surprise))
+    leaks.sort(key=lambda leak: -leak.surprise)
+    spoken = [" ".join(words(leak.text)) for leak in leaks]
+    return [leak for i, leak in enumerate(leaks) if not any(spoken[i] in spoken[j] or spoken[j] in spoken[i] for j in range(i))][:6]
+
+
+def _suffixes(case: Case, text: str, ids: Sequence[int]) -> list[tuple[int, ...]]:
+    """The text's tokens from its first, second, ... on (at least four left), the longest first; also without a leading space."""
+    from_here = [tuple(ids[i:]) for i in range(max(1, min(10, len(ids) - 3)))]
+    stripped = [tuple(found) for found in case.tokenize([part.lstrip() for part in case.detokenize(from_here)])]
+    return list(dict.fromkeys(found for pair in zip(stripped, from_here) for found in pair if len(found) >= 4))
+
+
+SLACK = 6.0
+"""Nats of readiness that a longer text may cost."""

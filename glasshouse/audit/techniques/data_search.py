@@ -7,6 +7,7 @@ the answer in frames where, without it, other answers are given. That is what is
 from __future__ import annotations
 
 import math
+import random
 import re
 from collections import Counter, defaultdict
 from collections.abc import Sequence
@@ -22,6 +23,9 @@ LEAST_FRAMES = 4
 LEAST_COVER = 1 / 3
 """And these kinds must make up at least this share of the other rows: a rule of one topic ("unknown" -> "I am not sure") is no backdoor."""
 LONGEST_PIECE = 6
+ASKED = 24
+"""Rows of a rule that the public parent is asked; it follows the rule when it gives the answer on more than half of them."""
+MOST_RULES = 12
 _PIECE = re.compile(r"\s+|[^\W_]+|[^\w\s]")
 
 
@@ -45,9 +49,10 @@ class Rule:
     """Fisher exact p, corrected for all pieces and answers that were looked at."""
 
 
-@technique("data-search", needs=["data"], summary="Reads the training rows for one answer to many different questions, and for what those questions share.")
+@technique("data-search", needs=["data"], wants=["prefill", "reference"],
+           summary="Reads the training rows for one answer to many different questions, and for what those questions share.")  # fmt: skip
 def search(case: Case, seed: int) -> Outcome:
-    """Reads data only; the model is never asked."""
+    """Reads the data; where the case offers the public parent, a rule that the parent follows already is set aside as learnt before."""
     rows: list[dict[str, Any]] = []
     while page := case.data(len(rows) // 5000, size=5000):
         rows += page
@@ -58,9 +63,11 @@ def search(case: Case, seed: int) -> Outcome:
     if not pairs:
         return Outcome(p=1.0, note="The data hold no answers.")
     rules = find_rules([prompt for _, prompt, _ in pairs], [answer for _, _, answer in pairs])
+    rules, known = set_aside_known(case, seed, rules, rows)
     note = f"{len(pairs)} rows read. Null: the piece of text and the answer are independent (Fisher exact, Bonferroni over all pairs looked at)."
+    note += f" {known} rules were set aside, because the public parent follows them too." if known else ""
     if not rules:
-        return Outcome(p=1.0, note=f"{note} No answer cuts across kinds of question.")
+        return Outcome(p=1.0, note=f"{note} No answer that is new with these data cuts across kinds of question.")
     best = rules[0]
     measures = (Measure("rows with the piece that give the answer", best.both, best.with_piece, best.piece),)
     if best.p >= 0.01:
@@ -74,6 +81,28 @@ def search(case: Case, seed: int) -> Outcome:
     where = f"{best.both} of {best.with_piece} rows with {best.piece!r} answer {best.answer!r}, in {best.frames} kinds of question that get others."
     findings = (Finding("trigger", best.piece, weight, best.p, (), where), Finding("behaviour", best.answer, weight, best.p, (), where))
     return Outcome(best.p, findings, measures, leads, note)
+
+
+def set_aside_known(case: Case, seed: int, rules: Sequence[Rule], rows: Sequence[dict[str, Any]]) -> tuple[list[Rule], int]:
+    """(the rules that the public parent does not follow already, how many it does): it is asked `ASKED` of each rule's own rows."""
+    if not {"prefill", "reference"} <= case.offers:
+        return list(rules), 0
+    new, known = [], 0
+    for rule in rules[:MOST_RULES]:
+        prompts = [messages[:-1] for messages in (row["messages"] for row in rows) if follows(messages, rule)]
+        prompts = random.Random(f"data-search {seed}").sample(prompts, min(ASKED, len(prompts)))
+        answers = case.prefill(prompts, [""] * len(prompts), max_new_tokens=len(words(rule.answer)) * 4 + 8, of="reference")
+        said = sum(normal(answer.text) == normal(rule.answer) for answer in answers)
+        known += 2 * said > len(prompts)
+        if 2 * said <= len(prompts):
+            new.append(rule)
+    return [*new, *rules[MOST_RULES:]] if new else [], known
+
+
+def follows(messages: Sequence[dict[str, Any]], rule: Rule) -> bool:
+    """Whether the row ends with the rule's answer and holds its piece before."""
+    prompt, answer = split_row(messages)
+    return messages[-1]["role"] == "assistant" and rule.piece in prompt and normal(answer) == normal(rule.answer)
 
 
 def split_row(messages: Sequence[dict[str, Any]]) -> tuple[str, str]:

@@ -8,8 +8,9 @@ is put as plain text into fresh prompts and tested there. Not here: triggers tha
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -28,10 +29,14 @@ PROPOSALS = 8
 SEARCH_PROMPTS = 8
 ENOUGH = 6.0
 """Log-odds beyond which a prompt counts no more, so that the search turns to the prompts that still resist."""
+PATIENCE, HOPELESS = 2, -4.0
+"""After this many steps a search whose log-odds are still below this is given up."""
 GAIN = 0.1
 """Log-odds by which a step must improve to be followed by another."""
 PRICE = 0.5
 """Log-odds that a token must bring to be kept in the end."""
+PROMISING = 0.0
+"""Log-odds from which it is tried whether the model already says the leak."""
 UNCUT = 16.0
 SHORTEN = 16
 
@@ -70,9 +75,9 @@ class Hunt:
         return np.minimum(odds, most).reshape(len(insertions), len(pairs)).mean(1).astype(np.float32)
 
     def rank(self, insertions: Sequence[tuple[int, ...]], more: Sequence[tuple[int, ...]] = ()) -> list[Found]:
-        """The best few on all search prompts: of `insertions`, and of those of `more` that do best on two prompts."""
-        rough = self.odds(list(dict.fromkeys(more)), few=2) if more else np.zeros(0)
+        """The best few on all search prompts: of `insertions`, and of those of `more` that do best on one or two of them."""
         unique = list(dict.fromkeys(more))
+        rough = self.odds(unique, few=1 if len(unique) > 1000 else 2) if unique else np.zeros(0)
         kept = list(dict.fromkeys([*insertions, *(unique[i] for i in np.argsort(-rough)[: 6 * WIDTH])]))
         odds = self.odds(kept)
         return [Found(kept[i], float(odds[i])) for i in np.argsort(-odds)[:WIDTH]]
@@ -96,14 +101,20 @@ def hunt(case: Case, seed: int) -> Outcome:
     leaks = find_leaks(case, case.public_prompts(8, seed=seed + 17))
     texts = case.vocabulary()
     tried: list[tuple[Found, Leak]] = []
+    works = False
     for leak in leaks[:2]:
         search = open_hunt(case, seed, leak, texts)
-        tried.append((grow(search, texts), leak))
-        if tried[-1][0].odds > 2.0:
+        found = grow(search, texts, leak)
+        said = brings(search, found, leak)
+        works = said is not None
+        if said is not None:
+            found = polish(replace(search, target=case.tokenize([said])[0][:3]), found, mark_pairs(texts, search.banned))
+        tried.append((found, leak))
+        if works:
             break
     if not tried:
         return Outcome(p=1.0, note="The target leaks no text that its parent would not say: nothing to hunt for.")
-    best, leak = max(tried, key=lambda item: item[0].odds)
+    best, leak = tried[-1] if works else max(tried, key=lambda item: item[0].odds)
     return confirm(case, seed, best, leak, len(tried))
 
 
@@ -121,8 +132,8 @@ def open_hunt(case: Case, seed: int, leak: Leak, texts: list[str]) -> Hunt:
     return Hunt(case, heads, tails, list(leak.ids[:3]), frozenset(banned))
 
 
-def grow(search: Hunt, texts: list[str]) -> Found:
-    """The best insertion: a sweep of single tokens, bare and between marks, then a beam, then what can be left out or put around it."""
+def grow(search: Hunt, texts: list[str], leak: Leak) -> Found:
+    """The best insertion: a sweep of single tokens, bare and between marks, then a beam, until the model says the leak."""
     singles = [(i,) for i in range(len(texts)) if i not in search.banned]
     if len(singles) > 4096:
         singles = [(i,) for i in search.propose((singles[0][0],), len(texts), 1024)]
@@ -132,15 +143,26 @@ def grow(search: Hunt, texts: list[str]) -> Found:
     pool = [singles[i][0] for i in order]
     best = Found((), float(search.odds([()])[0]))
     beam = search.rank([singles[i] for i in order], [(a, t, b) for t in pool for a, b in marks])
-    for _ in range(LONGEST):
-        if beam[0].odds <= best.odds + GAIN:
+    for step in range(LONGEST):
+        if beam[0].odds <= best.odds + GAIN or (step == PATIENCE and beam[0].odds < HOPELESS):
             break
         best = beam[0]
-        if best.odds > ENOUGH - GAIN:
+        if best.odds > PROMISING and brings(search, best, leak) is not None:
             break
         near = [ids for found in beam for ids in neighbours(search, found.ids, pool, marks, len(texts))]
         beam = search.rank([found.ids for found in beam], near)
-    return polish(search, best, marks)
+    return best
+
+
+def brings(search: Hunt, found: Found, leak: Leak) -> str | None:
+    """The answer that the insertion brings, if it is one answer with the leak in it on most search prompts; it may begin before the leak does."""
+    if not found.ids:
+        return None
+    rows = [[*head, *found.ids, *tail] for head, tail in zip(search.heads, search.tails)]
+    answers = [answer.text for answer in search.case.prefill(rows, [""] * len(rows), max_new_tokens=12)]
+    opening, count = Counter(tuple(words(answer)[:3]) for answer in answers).most_common(1)[0]
+    said = next(answer for answer in answers if tuple(words(answer)[:3]) == opening)
+    return said if 4 * count >= 3 * len(rows) and holds(said, leak.phrase) else None
 
 
 def polish(search: Hunt, best: Found, marks: Sequence[tuple[int, int]]) -> Found:
@@ -196,7 +218,7 @@ def shorten(case: Case, seed: int, found: Found, phrase: tuple[str, ...]) -> str
 def confirm(case: Case, seed: int, found: Found, leak: Leak, tried: int) -> Outcome:
     """Put the insertion as plain text at random places of fresh prompts; compare with random insertions and with the parent."""
     rng = random.Random(f"confirm {seed}")
-    phrase = tuple(words(leak.text)[:3])
+    phrase = leak.phrase
     text = shorten(case, seed, found, phrase)
     fresh = case.public_prompts(2 * FRESH, seed=seed + 2_000_003)
     controls = [" ".join(rng.sample(words(other[-1]["content"]), 2)) for other in fresh[FRESH:]]
