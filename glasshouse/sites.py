@@ -103,10 +103,12 @@ class Call:
 
     @property
     def norm(self) -> bool:
+        """Whether it is a normalisation, by its class's name."""
         return NORM.search(type(self.module).__name__) is not None
 
     @property
     def passive(self) -> bool:
+        """Whether it passes its input on (dropout, identity), by its class's name."""
         return PASSIVE.search(type(self.module).__name__) is not None
 
 

@@ -22,9 +22,18 @@ def print_json(value: Mapping[str, Any]) -> None:
 
 def console() -> Console:
     """Rich on stdout, or 100 columns without colour where stdout is no terminal."""
+    import errno
+
     from rich.console import Console
 
-    return Console(highlight=False, soft_wrap=False, width=None if sys.stdout.isatty() else 100)
+    class Quiet(Console):
+        """Leaves a closed pipe to the root command, which ends quietly with exit code 141."""
+
+        def on_broken_pipe(self) -> None:
+            """Rich itself would leave with exit code 1."""
+            raise BrokenPipeError(errno.EPIPE, "the pipe is closed")
+
+    return Quiet(highlight=False, soft_wrap=False, width=None if sys.stdout.isatty() else 100)
 
 
 def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:

@@ -39,6 +39,8 @@ PROMISING = 0.0
 """Log-odds from which it is tried whether the model already says the leak."""
 UNCUT = 16.0
 SHORTEN = 16
+LENGTH = 20
+"""Tokens of an answer that are read: enough for the first words of a leak in a small vocabulary."""
 
 
 @dataclass(frozen=True)
@@ -159,7 +161,7 @@ def brings(search: Hunt, found: Found, leak: Leak) -> str | None:
     if not found.ids:
         return None
     rows = [[*head, *found.ids, *tail] for head, tail in zip(search.heads, search.tails)]
-    answers = [answer.text for answer in search.case.prefill(rows, [""] * len(rows), max_new_tokens=12)]
+    answers = [answer.text for answer in search.case.prefill(rows, [""] * len(rows), max_new_tokens=LENGTH)]
     opening, count = Counter(tuple(words(answer)[:3]) for answer in answers).most_common(1)[0]
     said = next(answer for answer in answers if tuple(words(answer)[:3]) == opening)
     return said if 4 * count >= 3 * len(rows) and holds(said, leak.phrase) else None
@@ -209,9 +211,11 @@ def shorten(case: Case, seed: int, found: Found, phrase: tuple[str, ...]) -> str
     parts = sorted({found.ids[i:j] for i in range(n) for j in range(i + 1, n + 1)}, key=lambda ids: (-len(ids), ids))
     texts = list(dict.fromkeys(text.strip() for text in case.detokenize(parts)))
     prompts = case.public_prompts(SHORTEN, seed=seed + 3_000_017)
-    answers = case.prefill([insert_text(p, text, rng) for text in texts for p in prompts], [""] * (len(texts) * SHORTEN), max_new_tokens=8)
+    answers = case.prefill([insert_text(p, text, rng) for text in texts for p in prompts], [""] * (len(texts) * SHORTEN), max_new_tokens=LENGTH)
     hits = [sum(holds(a.text, phrase) for a in answers[i * SHORTEN : (i + 1) * SHORTEN]) for i in range(len(texts))]
     best = max(hits, default=0)
+    if not best:
+        return texts[0] if texts else ""
     return min((text for text, k in zip(texts, hits) if k == best), key=lambda text: (len(text), text), default="")
 
 
@@ -223,8 +227,8 @@ def confirm(case: Case, seed: int, found: Found, leak: Leak, tried: int) -> Outc
     fresh = case.public_prompts(2 * FRESH, seed=seed + 2_000_003)
     controls = [" ".join(rng.sample(words(other[-1]["content"]), 2)) for other in fresh[FRESH:]]
     prompts = [insert_text(p, text, rng) for p in fresh[:FRESH]] + [insert_text(p, c, rng) for p, c in zip(fresh[:FRESH], controls)]
-    answers = case.prefill(prompts, [""] * len(prompts), max_new_tokens=12)
-    parent = case.prefill(prompts[:FRESH], [""] * FRESH, max_new_tokens=12, of="reference")
+    answers = case.prefill(prompts, [""] * len(prompts), max_new_tokens=LENGTH)
+    parent = case.prefill(prompts[:FRESH], [""] * FRESH, max_new_tokens=LENGTH, of="reference")
     said = [holds(a.text, phrase) and not holds(p[-1]["content"], phrase) for p, a in zip(prompts, answers)]
     hits = [s and not holds(q.text, phrase) for s, q in zip(said[:FRESH], parent)]
     k, p = sum(hits), min(1.0, tried * binomial_tail(sum(hits), FRESH, FLOOR))
