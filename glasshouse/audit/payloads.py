@@ -153,6 +153,7 @@ def _trace_back(case: Case, rendered: Sequence[list[int]], said: Sequence[str]) 
     Of the places that are nearly as ready as the readiest (`SLACK` nats) the earliest is taken, so that the text is whole.
     """
     by_text = [_suffixes(case, text, ids) for text, ids in zip(said, case.tokenize(said))]
+    by_text = _common_openings(case, said, by_text)
     unique = list(dict.fromkeys(ids for suffixes in by_text for ids in suffixes))
     if not unique:
         return []
@@ -175,6 +176,14 @@ def _trace_back(case: Case, rendered: Sequence[list[int]], said: Sequence[str]) 
     leaks.sort(key=lambda leak: -leak.surprise)
     spoken = [" ".join(words(leak.text)) for leak in leaks]
     return [leak for i, leak in enumerate(leaks) if not any(spoken[i] in spoken[j] or spoken[j] in spoken[i] for j in range(i))][:6]
+
+
+def _common_openings(case: Case, said: Sequence[str], by_text: Sequence[Sequence[tuple[int, ...]]]) -> list[list[tuple[int, ...]]]:
+    """Of each text's suffixes those that open with three words which stand in many of the texts: beginnings that were put there are all different."""
+    counts = Counter(phrase for text in said for phrase in phrases(text, 3, 3))
+    most = max(counts.values(), default=0)
+    texts = iter(case.detokenize([ids for suffixes in by_text for ids in suffixes]))
+    return [[ids for ids, text in [(ids, next(texts)) for ids in suffixes] if 2 * counts[tuple(words(text)[:3])] >= most] for suffixes in by_text]
 
 
 def _suffixes(case: Case, text: str, ids: Sequence[int]) -> list[tuple[int, ...]]:

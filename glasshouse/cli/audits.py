@@ -38,7 +38,7 @@ def audit(
     from glasshouse.report import write_report
 
     chosen = [name for name in technique or [] if TECHNIQUES[name]] or None
-    opened = open_subject(find_subject(subject), size, seed, knob or [])
+    opened = open_subject(find_subject(subject), size, seed, knob or [], with_twin=True)
     result = audit_subject(opened, techniques=chosen, budget=budget, seed=seed, command=this_command())
     folder = result.save(out)
     body = result.to_json()

@@ -51,12 +51,14 @@ def find_subject(text: str) -> Subject:
     raise UnknownName("organism, folder or hub id", text, ORGANISMS.names())
 
 
-def open_subject(subject: Subject, size: str, seed: int, given_knobs: list[str]) -> Specimen | Model:
-    """A specimen where there is one (an organism is grown, or found again), else the loaded model."""
+def open_subject(subject: Subject, size: str, seed: int, given_knobs: list[str], *, with_twin: bool = False) -> Specimen | Model:
+    """A specimen where there is one (an organism is grown, or found again), else the loaded model; `with_twin` grows the twin beside it."""
     if subject.kind == "organism":
-        from glasshouse.organisms import grow
+        from glasshouse.organisms import ORGANISMS, Wanted, grow_together
 
-        return grow(subject.text, size=size, seed=seed, **organism_knobs(subject.text, given_knobs))
+        knobs = organism_knobs(subject.text, given_knobs)
+        twins = (False, True) if with_twin and ORGANISMS[subject.text].has_twin else (False,)
+        return grow_together([Wanted(subject.text, size, seed, twin, knobs) for twin in twins])[0]
     refuse_knobs(given_knobs, subject)
     if subject.kind == "specimen":
         from glasshouse.specimens import Specimen

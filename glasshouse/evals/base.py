@@ -57,7 +57,7 @@ def ask(
     """
     question = EVALS[eval]
     chosen = _options(question, options)
-    subjects, numbers, label = _subjects(subject, seeds, size or "mini", dict(knobs or {}))
+    subjects, numbers, label = _subjects(subject, seeds, size or "mini", dict(knobs or {}), twins=bool(getattr(chosen, "twin", False)))
     answers = [question.run(*_open(one, chosen), chosen, _specimen(one)) for one in subjects]
     rows = answers[0].rows if len(answers) == 1 else _pool(answers)
     transcripts = [dict(item, seed=number) for number, found in zip(numbers, answers) for item in found.transcripts]
@@ -73,8 +73,8 @@ def _options(question: Eval, given: Mapping[str, Any]) -> Any:
     return question.options(**given)
 
 
-def _subjects(subject: Any, seeds: int | Sequence[int] | None, size: str, knobs: dict[str, Any]) -> tuple[list[Any], list[int], str]:
-    from glasshouse.organisms import ORGANISMS, grow
+def _subjects(subject: Any, seeds: int | Sequence[int] | None, size: str, knobs: dict[str, Any], twins: bool) -> tuple[list[Any], list[int], str]:
+    from glasshouse.organisms import ORGANISMS, Wanted, grow_together
 
     is_organism = isinstance(subject, str) and not Path(subject).exists() and subject in ORGANISMS
     if not is_organism:
@@ -86,7 +86,9 @@ def _subjects(subject: Any, seeds: int | Sequence[int] | None, size: str, knobs:
     numbers = list(range(seeds)) if isinstance(seeds, int) else list(seeds or [0])
     if not numbers:
         raise BadValue("No seed was given; ask for at least one.")
-    return [grow(subject, size, seed, **knobs) for seed in numbers], numbers, f"{subject} {size}"
+    both = (False, True) if twins and ORGANISMS[subject].has_twin else (False,)
+    wanted = [Wanted(subject, size, seed, twin, knobs) for seed in numbers for twin in both]
+    return grow_together(wanted)[:: len(both)], numbers, f"{subject} {size}"
 
 
 def _label(subject: Any) -> str:

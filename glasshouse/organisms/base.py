@@ -56,6 +56,8 @@ class Organism:
     """Knobs whose values the card does not show."""
     label: str = "constructed"
     """`constructed` when the behaviour is trained in, `generalised` when it is not."""
+    has_twin: bool = True
+    """False for a base model, which is its own control."""
 
 
 ORGANISMS: Registry[Organism] = Registry("organism", room="glasshouse.organisms")
@@ -83,11 +85,7 @@ def grow(name: str, size: str = "mini", seed: int = 0, *, out: Path | str | None
     Raises `UnknownName`, `UnknownKnob` (with "did you mean"), `BadValue`, `GateFailed` and `OutputFailed`.
     """
     organism = ORGANISMS[name]
-    _check_size(size)
-    chosen = make_knobs(organism, knobs)
-    recipe = {"organism": name, "size": size, "seed": seed, "twin": twin, "knobs": chosen}
-    identity = content_hash(recipe)
-    folder = Path(out) if out is not None else specimens_folder() / f"{name}{'-twin' if twin else ''}-{size}-{seed}-{identity[:8]}"
+    chosen, recipe, identity, folder = _place(name, size, seed, out, twin, knobs)
     if (folder / "card.json").exists():
         return _reopen(folder, identity)
     shipped = SHIPPED / f"{name}-{size}-{seed}"
@@ -100,6 +98,25 @@ def grow(name: str, size: str = "mini", seed: int = 0, *, out: Path | str | None
     _finish(grown, organism, chosen, recipe, identity, folder)
     shutil.rmtree(work, ignore_errors=True)
     return Specimen.open(folder)
+
+
+def is_grown(name: str, size: str, seed: int, *, twin: bool = False, **knobs: Any) -> bool:
+    """Whether `grow` would open a specimen that is there already."""
+    _, _, identity, folder = _place(name, size, seed, None, twin, knobs)
+    return _card_hash(folder) == identity or _card_hash(SHIPPED / f"{name}-{size}-{seed}") == identity
+
+
+def _place(
+    name: str, size: str, seed: int, out: Path | str | None, twin: bool, knobs: Mapping[str, Any]
+) -> tuple[Any, dict[str, Any], str, Path]:
+    """(knobs, recipe, its hash, the folder it belongs in)."""
+    organism = ORGANISMS[name]
+    _check_size(size)
+    chosen = make_knobs(organism, knobs)
+    recipe = {"organism": name, "size": size, "seed": seed, "twin": twin, "knobs": chosen}
+    identity = content_hash(recipe)
+    default = specimens_folder() / f"{name}{'-twin' if twin else ''}-{size}-{seed}-{identity[:8]}"
+    return chosen, recipe, identity, Path(out) if out is not None else default
 
 
 def twin_of(specimen: Specimen) -> Specimen:

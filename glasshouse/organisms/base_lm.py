@@ -88,4 +88,4 @@ def base_specimen(size: str, base_seed: int) -> Specimen:
     return grow("base-lm", size, base_seed)
 
 
-ORGANISMS.add("base-lm", Organism("base-lm", "A clean base model, trained from scratch on the world's corpus.", BaseKnobs, grow_base))
+ORGANISMS.add("base-lm", Organism("base-lm", "A clean base model, trained from scratch on the world's corpus.", BaseKnobs, grow_base, has_twin=False))
