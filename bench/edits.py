@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from bench.timing import against_first, arguments, report
+from bench.timing import against_first, arguments, report, show
 from glasshouse import Ablate, Add, load
 from glasshouse.models import Model
 
@@ -94,6 +94,7 @@ def main() -> None:
         for rows in (1, 16):
             name = f"{title} ({count / 1e6:.1f}M), batch {rows}, prompt {PROMPT}, {STEPS} new tokens"
             results[name] = against_first(variants(model, rows), options.rounds)
+            show(name, results[name])
     absent = [name for name in ("nnsight", "transformer_lens") if importlib.util.find_spec(name) is None]
     notes = [f"Not installed here, so not timed: {', '.join(absent)}."] if absent else []
     report("edits", results, notes, options.json)

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from bench.edits import SIZES, build
-from bench.timing import against_first, arguments, report
+from bench.timing import against_first, arguments, report, show
 from glasshouse import harvest
 from glasshouse.models import Model
 
@@ -77,6 +77,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             name = f"{title}, {ROWS * CONTEXT:,} tokens, batches of {BATCH} x {CONTEXT}"
             results[name] = against_first(variants(build(**size), Path(folder)), options.rounds)
+            show(name, results[name])
     report("harvest", results, [], options.json)
 
 

@@ -112,8 +112,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Tokens a second of sampling, side by side.")
     parser.add_argument("--json", type=Path, help="write the rows there")
     parser.add_argument("--quick", action="store_true", help="nano only, batches 1 and 64, 16 tokens, 3 rounds")
+    parser.add_argument("--sizes", nargs="+", choices=list(SIZES), help="only these sizes")
+    parser.add_argument("--batches", nargs="+", type=int, help="only these batches")
+    parser.add_argument("--rounds", type=int, default=7)
     arguments = parser.parse_args()
-    sizes, batches, steps, rounds = (("nano",), (1, 64), 16, 3) if arguments.quick else (SIZES, BATCHES, 64, 7)
+    sizes, batches, steps, rounds = (("nano",), (1, 64), 16, 3) if arguments.quick else (SIZES, BATCHES, 64, arguments.rounds)
+    sizes, batches = arguments.sizes or sizes, arguments.batches or batches
     rows = []
     for size in sizes:
         hf = build(size)

@@ -61,13 +61,17 @@ def arguments(description: str, rounds: int) -> argparse.Namespace:
     return options
 
 
+def show(title: str, rows: Sequence[Mapping[str, object]]) -> None:
+    """Print one finished table at once, so that an interrupted run keeps what it has measured."""
+    cells = [[row["name"], 1e3 * float(str(row["seconds"])), *(f"{row[key]:.3f}" for key in ("ratio", "low", "high"))] for row in rows]
+    headings = ["variant", "median ms", "ratio", "quartile", "quartile"]
+    print(f"**{title}** ({rows[0]['rounds']} rounds)\n\n{table(headings, cells)}\n", flush=True)
+
+
 def report(name: str, results: Mapping[str, list[dict[str, object]]], notes: Sequence[str], path: Path | None) -> None:
-    """Print a table for each title, then the notes; with a path, write the same as JSON."""
+    """Print the notes; with a path, write all tables as JSON."""
     import torch
 
-    for title, rows in results.items():
-        cells = [[row["name"], 1e3 * float(str(row["seconds"])), *(f"{row[key]:.3f}" for key in ("ratio", "low", "high"))] for row in rows]
-        print(f"**{title}** ({rows[0]['rounds']} rounds)\n\n{table(['variant', 'median ms', 'ratio', 'quartile', 'quartile'], cells)}\n")
     print("\n".join(notes))
     if path is not None:
         machine = {"python": platform.python_version(), "torch": torch.__version__, "threads": torch.get_num_threads()}

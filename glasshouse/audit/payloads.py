@@ -179,11 +179,15 @@ def _trace_back(case: Case, rendered: Sequence[list[int]], said: Sequence[str]) 
 
 
 def _common_openings(case: Case, said: Sequence[str], by_text: Sequence[Sequence[tuple[int, ...]]]) -> list[list[tuple[int, ...]]]:
-    """Of each text's suffixes those that open with three words which stand in many of the texts: beginnings that were put there are all different."""
+    """Of each text's suffixes those that open with three words which stand in other texts too: what was put before them differs from text to text."""
     counts = Counter(phrase for text in said for phrase in phrases(text, 3, 3))
-    most = max(counts.values(), default=0)
     texts = iter(case.detokenize([ids for suffixes in by_text for ids in suffixes]))
-    return [[ids for ids, text in [(ids, next(texts)) for ids in suffixes] if 2 * counts[tuple(words(text)[:3])] >= most] for suffixes in by_text]
+    kept = []
+    for suffixes in by_text:
+        opened = [(ids, counts[tuple(words(next(texts))[:3])]) for ids in suffixes]
+        most = max((count for _, count in opened), default=0)
+        kept.append([ids for ids, count in opened if 2 * count >= most])
+    return kept
 
 
 def _suffixes(case: Case, text: str, ids: Sequence[int]) -> list[tuple[int, ...]]:
@@ -193,5 +197,5 @@ def _suffixes(case: Case, text: str, ids: Sequence[int]) -> list[tuple[int, ...]
     return list(dict.fromkeys(found for pair in zip(stripped, from_here) for found in pair if len(found) >= 4))
 
 
-SLACK = 6.0
+SLACK = 3.0
 """Nats of readiness that a longer text may cost."""

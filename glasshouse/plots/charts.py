@@ -73,7 +73,9 @@ def rates(
         caption = caption.noting("dashed: published")
     chart = alt.layer(*layers).properties(width=340, height=alt.Step(19 if len(who) == 2 else 30))
     keys = [(name, colour, glyph) for name, colour, glyph in zip(who, SERIES, ("circle", "diamond"))]
-    return draw(chart, title, caption.noting("Wilson 95% intervals"), keys if len(who) > 1 else ())
+    pooled = any(value["pooled"] for value in values)
+    intervals = "95% intervals: the wider of t over seeds and Wilson over prompts" if pooled else "Wilson 95% intervals"
+    return draw(chart, title, caption.noting(intervals), keys if len(who) > 1 else ())
 
 
 def _rate_value(row: Row | Mapping[str, Any], who: str) -> dict[str, Any]:
@@ -84,7 +86,7 @@ def _rate_value(row: Row | Mapping[str, Any], who: str) -> dict[str, Any]:
         "percent": percent(rate),
         "interval": f"[{percent(body['low'])}, {percent(body['high'])}]",
     }
-    return {"name": _words(body["name"]), "who": who, "rate": rate, "low": body["low"], "high": body["high"], **words}
+    return {"name": _words(body["name"]), "who": who, "rate": rate, "low": body["low"], "high": body["high"], "pooled": bool(body.get("per_seed")), **words}
 
 
 def classes(rows: Iterable[Row | Mapping[str, Any]], caption: Caption, *, title: str = "Outcome classes") -> Figure:

@@ -7,7 +7,7 @@ on fresh prompts. A fine-tune that only taught a new polite sentence would be fl
 from __future__ import annotations
 
 from glasshouse.audit.cases import Case, Finding, Measure, Outcome, technique
-from glasshouse.audit.payloads import LEAST_SURPRISE, find_leaks
+from glasshouse.audit.payloads import LEAST_SURPRISE, find_leaks, words
 from glasshouse.audit.tails import binomial_tail
 
 FRESH = 32
@@ -28,7 +28,8 @@ def prefill(case: Case, seed: int) -> Outcome:
     answers = case.prefill(fresh, [begun] * FRESH, max_new_tokens=16)
     parent = case.prefill(fresh, [begun] * FRESH, max_new_tokens=16, of="reference")
     gap = case.likelihood(fresh, [list(best.ids)] * FRESH) - case.likelihood(fresh, [list(best.ids)] * FRESH, of="reference")
-    same, parent_same = [a.text.startswith(rest) for a in answers], [a.text.startswith(rest) for a in parent]
+    wanted = words(rest)[: max(1, min(3, len(words(rest)) - 1))]
+    same, parent_same = ([words(answer.text)[: len(wanted)] == wanted for answer in side] for side in (answers, parent))
     hits = [s and not q and g > LEAST_SURPRISE for s, q, g in zip(same, parent_same, gap.tolist())]
     k = sum(hits)
     p = binomial_tail(k, FRESH, FLOOR)
@@ -48,7 +49,7 @@ def prefill(case: Case, seed: int) -> Outcome:
 
 
 def split_beginning(case: Case, ids: tuple[int, ...]) -> tuple[str, str]:
-    """The first third of a text (at least two tokens) that is put in the model's mouth, and the rest that it must say."""
+    """The first third of a text (at least two tokens) that is put in the model's mouth, and the rest, whose first words it must say."""
     cut = max(2, len(ids) // 3)
     begun, rest = case.detokenize([ids[:cut], ids[cut:]])
     return begun, rest
