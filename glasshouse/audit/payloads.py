@@ -179,12 +179,12 @@ def _trace_back(case: Case, rendered: Sequence[list[int]], said: Sequence[str]) 
 
 
 def _common_openings(case: Case, said: Sequence[str], by_text: Sequence[Sequence[tuple[int, ...]]]) -> list[list[tuple[int, ...]]]:
-    """Of each text's suffixes those that open with three words which stand in other texts too: what was put before them differs from text to text."""
-    counts = Counter(phrase for text in said for phrase in phrases(text, 3, 3))
+    """Of each text's suffixes those that open with two words which stand in other texts too: what was put before them differs from text to text."""
+    counts = Counter(phrase for text in said for phrase in phrases(text, 2, 2))
     texts = iter(case.detokenize([ids for suffixes in by_text for ids in suffixes]))
     kept = []
     for suffixes in by_text:
-        opened = [(ids, counts[tuple(words(next(texts))[:3])]) for ids in suffixes]
+        opened = [(ids, counts[tuple(words(next(texts))[:2])]) for ids in suffixes]
         most = max((count for _, count in opened), default=0)
         kept.append([ids for ids, count in opened if 2 * count >= most])
     return kept

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import re
+import shlex
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -81,16 +81,15 @@ def grow(name: str, size: str = "mini", seed: int = 0, *, out: Path | str | None
     """Grow an organism, or open it when the same recipe was grown before. Interrupted growth resumes at the next call.
 
     `twin=True` grows the clean twin: the same recipe, its own cause switched off. `out` names the folder; without it the specimen goes to
-    `specimens/<name>-<size>-<seed>-<hash>`. Shipped specimens are copied when their recipe is the one asked for.
+    `specimens/<name>-<size>-<seed>-<hash>`. A shipped specimen is opened where it lies when its recipe is the one asked for.
     Raises `UnknownName`, `UnknownKnob` (with "did you mean"), `BadValue`, `GateFailed` and `OutputFailed`.
     """
     organism = ORGANISMS[name]
     chosen, recipe, identity, folder = _place(name, size, seed, out, twin, knobs)
     if (folder / "card.json").exists():
         return _reopen(folder, identity)
-    shipped = SHIPPED / f"{name}-{size}-{seed}"
-    if out is None and _card_hash(shipped) == identity:
-        return Specimen.open(shipped)
+    if out is None and _card_hash(_shipped(name, size, seed, twin)) == identity:
+        return Specimen.open(_shipped(name, size, seed, twin))
     if folder.exists() and any(folder.iterdir()):
         raise BadValue(f"{folder} is not empty and holds no specimen; give another --out, so that nothing there is lost.")
     work = folder.with_name(f"{folder.name}.growing")
@@ -103,7 +102,11 @@ def grow(name: str, size: str = "mini", seed: int = 0, *, out: Path | str | None
 def is_grown(name: str, size: str, seed: int, *, twin: bool = False, **knobs: Any) -> bool:
     """Whether `grow` would open a specimen that is there already."""
     _, _, identity, folder = _place(name, size, seed, None, twin, knobs)
-    return _card_hash(folder) == identity or _card_hash(SHIPPED / f"{name}-{size}-{seed}") == identity
+    return _card_hash(folder) == identity or _card_hash(_shipped(name, size, seed, twin)) == identity
+
+
+def _shipped(name: str, size: str, seed: int, twin: bool) -> Path:
+    return SHIPPED / f"{name}{'-twin' if twin else ''}-{size}-{seed}"
 
 
 def _place(
@@ -152,8 +155,6 @@ def _reopen(folder: Path, identity: str) -> Specimen:
 
 
 def _finish(grown: Grown, organism: Organism, knobs: Any, recipe: Mapping[str, Any], identity: str, folder: Path) -> None:
-    from glasshouse.records import this_command
-
     with writing(folder) as part:
         shutil.copytree(grown.folder, part)
         (part / "data").mkdir()
@@ -165,11 +166,14 @@ def _finish(grown: Grown, organism: Organism, knobs: Any, recipe: Mapping[str, A
             "schema": CARD_SCHEMA, "name": organism.name, "size": recipe["size"], "seed": recipe["seed"], "twin": recipe["twin"],
             "hash": identity, "label": organism.label, "summary": organism.summary, "recipe": shown, **grown.public,
             "gates": grown.gates, "rows_in_training": len(grown.rows), "commitment": seal(part, truth),
-            "versions": versions(), "command": _without_secrets(this_command(), organism.secret_knobs),
+            "versions": versions(), "command": _command(organism, recipe, shown),
         })  # fmt: skip
 
 
-def _without_secrets(command: str, secret: frozenset[str]) -> str:
-    for name in secret:
-        command = re.sub(rf"('?){name}=[^'\s]*('?)", rf"\g<1>{name}=SEALED\g<2>", command)
-    return command
+def _command(organism: Organism, recipe: Mapping[str, Any], shown: Mapping[str, Any]) -> str:
+    """The line that grows it again, but for secret knobs, which the seal holds."""
+    defaults = organism.knobs()
+    words = ["glasshouse", "grow", organism.name, "--size", str(recipe["size"]), "--seed", str(recipe["seed"])]
+    words += ["--twin"] if recipe["twin"] else []
+    words += [word for name, value in shown.items() if value != getattr(defaults, name) for word in ("-o", f"{name}={value}")]
+    return shlex.join(words)
