@@ -233,11 +233,11 @@ def rows_of(task: str, size: str, seconds: dict[str, list[float]], items: int, f
     ]
 
 
-def measure(size: str, batch: int, prompts: int, steps: int, rounds: int) -> list[dict[str, Any]]:
+def measure(size: str, batch: int, prompts: int, steps: int, rounds: int, compiled: bool) -> list[dict[str, Any]]:
     """All rows of one size; every candidate trains a model of its own."""
     sft = {
         LEAN: lean_sft(build(size), batch, compiled=False),
-        "lean loop, compiled": lean_sft(build(size), batch, compiled=True),
+        **({"lean loop, compiled": lean_sft(build(size), batch, compiled=True)} if compiled else {}),
         "transformers Trainer": trainer_sft(build(size), batch),
         "TRL SFTTrainer": trl_sft(build(size), batch),
     }
@@ -251,6 +251,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Training throughput, side by side.")
     parser.add_argument("--json", type=Path, help="write the rows there")
     parser.add_argument("--quick", action="store_true", help="nano only, few steps")
+    parser.add_argument("--sizes", nargs="+", choices=["nano", "mini", "25m"], help="only these sizes")
+    parser.add_argument("--steps", type=int, help="steps of each candidate in a round")
+    parser.add_argument("--rounds", type=int, help="rounds over all candidates")
+    parser.add_argument("--no-compiled", action="store_true", help="leave out torch.compile, whose warm-up takes a minute")
     arguments = parser.parse_args()
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ.setdefault("GLASSHOUSE_PROGRESS", "0")
@@ -258,7 +262,10 @@ def main() -> None:
     logging.disable(logging.WARNING)
     plans = {"nano": (32, 8, 12, 3), "mini": (32, 8, 10, 3), "25m": (8, 4, 6, 3)}
     plans = {"nano": (16, 4, 6, 2)} if arguments.quick else plans
-    rows = [row for size, (batch, prompts, steps, rounds) in plans.items() for row in measure(size, batch, prompts, steps, rounds)]
+    rows: list[dict[str, Any]] = []
+    for size in arguments.sizes or plans:
+        batch, prompts, steps, rounds = plans[size]
+        rows += measure(size, batch, prompts, arguments.steps or steps, arguments.rounds or rounds, not arguments.no_compiled)
     shown = [[row["task"], row["size"], row["candidate"], f"{row['per_second']:,.0f}", row["cost_against_lean"]] for row in rows]
     print(f"\nfloat32, {torch.get_num_threads()} threads, medians; cost = seconds against the lean loop in the same round.\n")
     print(table(["task", "size", "candidate", "per second", "cost"], shown))
