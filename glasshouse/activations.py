@@ -1,8 +1,8 @@
 """Activations: run a corpus through a model up to the last wanted site and keep what stands there, in shards that can be resumed.
 
-A folder holds `shard-00000.safetensors` (for each site `[tokens d_model]`, and `token_ids [tokens]`) and `manifest.json`, which
-names every finished shard with its hashes. Shards are written aside and renamed, so a kill leaves whole shards only, and the next
-call goes on behind them with the same result, bit for bit. Reading single inputs is `model.at`.
+A folder holds `shard-00000.safetensors` (for each site `[tokens d_model]`, `token_ids [tokens]`, `window_lengths [windows]`) and
+`manifest.json`, which names every finished shard with its hashes. Shards are written aside and renamed, so a kill leaves whole shards
+only, and the next call goes on behind them with the same result, bit for bit. Reading single inputs is `model.at`.
 """
 
 from __future__ import annotations
@@ -77,6 +77,15 @@ class Harvest:
             left = rows[whole:]
         if left is not None and len(left):
             yield left.float()
+
+    def shard(self, number: int, site: str | None = None) -> Tensor:
+        """One shard at one site, `[tokens d_model]` in the stored dtype."""
+        return self._read(self.shards[number], self._site(site))
+
+    def about(self) -> dict[str, Any]:
+        """Where it comes from: the settings it was made with (model, edits, sites, context, ...) and its shards with their tokens."""
+        held = json.loads((self.folder / "manifest.json").read_text(encoding="utf-8"))
+        return {**held["settings"], "shards": held["shards"]}
 
     def _site(self, site: str | None) -> str:
         if site is not None and site not in self.sites:
@@ -185,7 +194,7 @@ class Reader:
         self.model, self.sites, self.batch_size, self.dtype, self.bos = model, sites, batch_size, dtype, bos
 
     def read(self, windows: list[Window], most: int) -> dict[str, Tensor]:
-        """`[tokens d_model]` for each site and `token_ids [tokens]`, in corpus order, at most `most` tokens.
+        """`[tokens d_model]` for each site, `token_ids [tokens]` and `window_lengths [windows]`, in corpus order, at most `most` tokens.
 
         Windows of like length share a batch, so that little padding is computed.
         """
@@ -200,7 +209,9 @@ class Reader:
         ids = [torch.tensor(window) for window in windows]
         keep = torch.cat([row != self.bos if self.bos is not None else torch.ones(len(row), dtype=torch.bool) for row in ids])
         result = {site: torch.cat(rows)[keep][:most].contiguous() for site, rows in found.items()}
-        return {**result, "token_ids": torch.cat(ids)[keep][:most].to(torch.int32)}
+        ends = torch.tensor([kept(window, self.bos) for window in windows]).cumsum(0).clamp(max=most)
+        lengths = ends.diff(prepend=ends.new_zeros(1)).to(torch.int32)
+        return {**result, "token_ids": torch.cat(ids)[keep][:most].to(torch.int32), "window_lengths": lengths}
 
     def read_batch(self, windows: list[Window]) -> dict[str, list[Tensor]]:
         """One forward pass: for each site the values `[pos d_model]` of every window, on the CPU in the stored dtype."""

@@ -4,10 +4,16 @@
     features = dictionary.encode(x)        # [.. d_model] -> [.. d_dict]
     dictionary.save("runs/my-dictionary")  # cfg.json + dictionary.safetensors
 
-A new architecture is one file with a `Dictionary` subclass under `@ARCHITECTURES.register("name")`.
+The fast path is `kernels.cpp`, its reference each architecture's own `loss`. A new architecture is one file with a `Dictionary` subclass
+under `@ARCHITECTURES.register("name")`.
 """
 
-from glasshouse.dictionaries.base import ARCHITECTURES, Dictionary, load_dictionary
-from glasshouse.dictionaries.trainer import FitOptions, fit, variance_explained
+from glasshouse.dictionaries.base import ARCHITECTURES, Dictionary, Settings, TrainState, load_dictionary
+from glasshouse.dictionaries.codes import SparseCodes
+from glasshouse.dictionaries.metrics import variance_explained
+from glasshouse.dictionaries.trainer import PRESETS, FitOptions, fit, fit_many
 
-__all__ = ["ARCHITECTURES", "Dictionary", "FitOptions", "fit", "load_dictionary", "variance_explained"]
+__all__ = [
+    "ARCHITECTURES", "Dictionary", "FitOptions", "PRESETS", "Settings", "SparseCodes", "TrainState",
+    "fit", "fit_many", "load_dictionary", "variance_explained",
+]  # fmt: skip

@@ -1,17 +1,32 @@
-"""TopK: keep the k largest scores (Gao et al. 2024, arXiv 2406.04093, sections 2.3 and A.2).
+"""TopK: keep the k largest scores of each token (Gao et al. 2024, arXiv 2406.04093, sections 2.3 and A.2).
 
-Unit-norm decoder rows, encoder tied to them at the start, AuxK against dead features (alpha 1/32, at most d_model / 2 of them
-reconstruct the detached residual; divided by the residual's variance, as dictionary_learning does). Left out: Multi-TopK.
+Decoder norms are free in training: a feature competes with score times norm, so that folding the norms at the end changes nothing.
+AuxK against dead features: the largest of them reconstruct the detached residual (alpha 1/32). Left out: Multi-TopK.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import ClassVar
+
 import torch
 from torch import Tensor
 
-from glasshouse.dictionaries.base import ARCHITECTURES, Dictionary
+from glasshouse.dictionaries.base import ARCHITECTURES, Dictionary, Settings, TrainState
 
-AUX_WEIGHT = 1 / 32
+
+@dataclass(frozen=True)
+class TopKSettings(Settings):
+    """Settings of TopK and of the architectures that select as it does."""
+
+    aux_weight: float = 1 / 32
+    """Weight of AuxK; 0 leaves it out."""
+    aux_k: int | None = None
+    """How many dead features reconstruct the residual; None: d_model / 2, at most 512."""
+    aux_norm: str = "residual"
+    """What AuxK's squared error is divided by: the variance of the `residual` (dictionary_learning) or of the `target` (sparsify)."""
+    aux_batch: float = 0.25
+    """Share of the batch on which AuxK is computed."""
 
 
 @ARCHITECTURES.register("topk")
@@ -19,32 +34,55 @@ class TopK(Dictionary):
     """f = the k largest of ReLU(scores), the rest 0."""
 
     architecture = "topk"
+    needs_k = True
+    Settings: ClassVar[type[Settings]] = TopKSettings
+    settings: TopKSettings
+    k: int
 
     def select(self, scores: Tensor) -> Tensor:
         """Features [.. d_dict] with at most k above 0."""
         return _keep_largest(scores.relu(), self.k)
 
-    def loss(self, x: Tensor, dead: Tensor) -> tuple[Tensor, Tensor]:
-        """Squared error divided by the batch variance, plus AuxK where features are dead."""
+    def select_in_training(self, scores: Tensor) -> Tensor:
+        """The same with decoder rows of any norm: features [batch d_dict], chosen by score times norm."""
+        weighted = scores.detach() * self.norms().detach()
+        return scores.relu() * (_keep_largest(weighted.relu(), self.k) > 0)
+
+    def loss(self, x: Tensor, y: Tensor, state: TrainState) -> tuple[Tensor, Tensor]:
+        """Squared error, plus AuxK where features are dead."""
         scores = self.score(x)
-        features = self.select(scores)
-        residual = x - self.decode(features)
-        error = residual.square().sum() / (x - x.mean(dim=0)).square().sum()
-        if bool(dead.any()):
-            error = error + AUX_WEIGHT * self._auxiliary(scores, residual.detach(), dead)
-        return error, features
+        features = self.select_in_training(scores)
+        residual = y - self.decode(features)
+        loss = state.note(residual.square().sum(), len(x))
+        if state.dead is not None and self.settings.aux_weight > 0:
+            loss = loss + auxiliary(self, x, y, residual.detach(), state.dead)
+        return loss, features
 
-    def _auxiliary(self, scores: Tensor, residual: Tensor, dead: Tensor) -> Tensor:
-        """How badly the largest dead features reconstruct what the living ones left over, 0 to about 1."""
-        count = min(self.d_model // 2, int(dead.sum()))
-        asleep = scores[:, dead].relu()
-        guess = _keep_largest(asleep, max(count, 1)) @ self.W_dec[dead]
-        return (residual - guess).square().sum() / (residual - residual.mean(dim=0)).square().sum()
 
-    @torch.no_grad()
-    def settle(self) -> None:
-        """Decoder rows back to norm 1."""
-        self.W_dec.div_(self.W_dec.norm(dim=-1, keepdim=True).clamp(min=1e-8))
+def auxiliary(dictionary: TopK, x: Tensor, y: Tensor, residual: Tensor, dead: Tensor) -> Tensor:
+    """AuxK: how badly the largest dead features reconstruct the detached residual [batch d_out], in the units of the loss.
+
+    `dead` [d_dict] bool. Zero when none is dead.
+    """
+    chosen = dead.nonzero()[:, 0]
+    if len(chosen) == 0:
+        return residual.new_zeros(())
+    rows = (dictionary.W_dec[chosen], dictionary.W_enc.t()[chosen], dictionary.b_enc[chosen])
+    return auxiliary_of(dictionary.settings, x, y, residual, rows)
+
+
+def auxiliary_of(settings: TopKSettings, x: Tensor, y: Tensor, residual: Tensor, rows: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+    """The same from the dead features' own rows of W_dec [dead d_out], of W_enc transposed [dead d_model], and of b_enc [dead]."""
+    some = max(2, round(settings.aux_batch * len(x)))
+    x, y, residual = x[:some], y[:some], residual[:some]
+    decoder, encoder, bias = rows
+    count = min(settings.aux_k or min(y.shape[-1] // 2, 512), len(bias))
+    scores = x @ encoder.t() + bias
+    weighted = (scores * decoder.norm(dim=-1)).detach()
+    features = scores.relu() * (_keep_largest(weighted.relu(), max(count, 1)) > 0)
+    against = residual if settings.aux_norm == "residual" else y
+    variance = (against - against.mean(dim=0)).square().sum()
+    return settings.aux_weight * y.shape[-1] * (residual - features @ decoder).square().sum() / variance
 
 
 def _keep_largest(values: Tensor, k: int) -> Tensor:

@@ -1,0 +1,166 @@
+"""The compiled kernels: `kernels.cpp`, built on first use with the machine's C++ compiler and called through ctypes.
+
+The library is kept in GLASSHOUSE_CACHE (default: ~/.cache/glasshouse) under a name that hashes source, flags and processor. Where no
+compiler is found, or the build fails, `library()` raises `NoCompiler` with the reason, and `fit` goes on in PyTorch and says so.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from glasshouse.dictionaries.codes import SparseCodes
+
+SOURCE = Path(__file__).with_name("kernels.cpp")
+FLAGS = ("-O3", "-march=native", "-fopenmp", "-fno-math-errno", "-fno-trapping-math", "-std=c++17", "-shared", "-fPIC")
+PLAIN, PENALISED, JUMP, GATED = range(4)
+"""Kinds of activation, as in kernels.cpp."""
+
+
+class NoCompiler(RuntimeError):
+    """The kernels cannot be built here; the message says why."""
+
+
+class Latents(ctypes.Structure):
+    """What `update_latents` reads and writes; mirrors the struct in kernels.cpp."""
+
+    _fields_ = [
+        *((name, ctypes.c_int64) for name in ("n", "d_in", "d_out", "levels", "groups")),
+        *((name, ctypes.c_void_p) for name in ("level_end", "col_ptr", "order", "row_of")),
+        *((name, ctypes.c_void_p) for name in ("z", "f", "dz", "extra", "extra2", "x", "residual")),
+        ("penalty", ctypes.c_float),
+        ("kind", ctypes.c_int),
+        *((name, ctypes.c_void_p) for name in ("w_dec", "w_enc", "b_enc", "vec", "vec2")),
+        *((name, ctypes.c_void_p) for name in ("m_dec", "v_dec", "m_enc", "v_enc", "m_b", "v_b", "m_vec", "v_vec", "m_vec2", "v_vec2")),
+        *((name, ctypes.c_void_p) for name in ("aux_row", "aux_dec", "aux_enc", "aux_b")),
+        *((name, ctypes.c_void_p) for name in ("g_dec", "g_enc", "g_b", "g_vec", "g_vec2")),
+        *((name, ctypes.c_void_p) for name in ("norms", "fired")),
+        *((name, ctypes.c_float) for name in ("lr", "beta1", "beta2", "eps", "correction1", "correction2")),
+    ]
+
+
+def cache_folder() -> Path:
+    """Where built kernels are kept."""
+    given = os.environ.get("GLASSHOUSE_CACHE")
+    if given:
+        return Path(given)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "glasshouse"
+
+
+def processor() -> str:
+    """What tells one processor's instruction set from another's: a library built for this one may not run on that one."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        return "".join(sorted({line for line in lines if line.startswith(("flags", "Features", "model name"))}))
+    except OSError:
+        return platform.processor() + platform.machine()
+
+
+@functools.cache
+def library() -> Any:
+    """The loaded kernels. Raises `NoCompiler`."""
+    compiler = os.environ.get("CXX") or next((name for name in ("g++", "clang++", "c++") if shutil.which(name)), None)
+    if compiler is None:
+        raise NoCompiler("no C++ compiler was found (g++, clang++; or name one in CXX)")
+    key = hashlib.sha256("\0".join([SOURCE.read_text(encoding="utf-8"), compiler, *FLAGS, processor()]).encode()).hexdigest()[:16]
+    try:
+        folder = cache_folder()
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        folder = Path(tempfile.mkdtemp(prefix="glasshouse-"))
+    path = folder / f"kernels-{key}.so"
+    try:
+        if not path.is_file():
+            _build(compiler, path)
+        return _typed(ctypes.CDLL(str(path)))
+    except OSError as error:
+        raise NoCompiler(f"{path} could not be built or loaded ({error})") from error
+
+
+def _build(compiler: str, path: Path) -> None:
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    try:
+        done = subprocess.run([*compiler.split(), *FLAGS, "-o", str(part), str(SOURCE)], capture_output=True, text=True, timeout=300)
+        if done.returncode != 0:
+            reason = (done.stderr.strip().splitlines() or ["no message"])[-1]
+            raise NoCompiler(f"{compiler} could not compile the kernels ({reason})")
+        os.replace(part, path)
+    except subprocess.TimeoutExpired as error:
+        raise NoCompiler(f"{compiler} took more than five minutes over the kernels") from error
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _typed(held: Any) -> Any:
+    pointer, integer, number, small = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float, ctypes.c_int
+    held.select_topk.argtypes = [pointer, pointer, integer, integer, integer, pointer, pointer, pointer, small]
+    held.count_above.argtypes = [pointer, pointer, pointer, number, integer, integer, pointer, small]
+    held.take_above.argtypes = [pointer, pointer, pointer, number, integer, integer, pointer, pointer, pointer, small]
+    held.rank_of.argtypes, held.rank_of.restype = [pointer, integer, integer], number
+    held.recompute.argtypes = [pointer, pointer, pointer, integer, integer, pointer, pointer, pointer, small]
+    held.decode_rows.argtypes = [
+        small, integer, integer, integer, pointer, pointer, pointer, *[pointer] * 8, number, number, number, *[pointer] * 7, small,
+    ]  # fmt: skip
+    held.by_latent.argtypes = [pointer, integer, integer, pointer, pointer]
+    held.update_latents.argtypes = [pointer, small]
+    held.apply_gradients.argtypes = [pointer, number, small]
+    for name in ("select_topk", "count_above", "take_above", "recompute", "decode_rows", "by_latent", "update_latents", "apply_gradients"):
+        getattr(held, name).restype = None
+    return held
+
+
+def address(tensor: Tensor | None) -> int | None:
+    """Where a contiguous CPU tensor's data is; None for None."""
+    if tensor is None:
+        return None
+    assert tensor.is_contiguous(), "kernels take contiguous tensors"
+    assert tensor.device.type == "cpu", "kernels take CPU tensors"
+    return tensor.data_ptr()
+
+
+def pointers(counts: Tensor) -> Tensor:
+    """[rows + 1] int64 row pointers from counts [rows]."""
+    return torch.cat([counts.new_zeros(1), counts.cumsum(0)])
+
+
+def top_of_rows(scores: Tensor, norms: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Counts [rows] int64, indices int32 and scores of the k largest positive score times norm of each row, rows one after the other."""
+    rows, n = scores.shape
+    idx = torch.empty(rows, k, dtype=torch.int32)
+    val = torch.empty(rows, k)
+    count = torch.empty(rows, dtype=torch.int64)
+    library().select_topk(address(scores), address(norms), rows, n, k, address(idx), address(val), address(count), torch.get_num_threads())
+    if int(count.sum()) == rows * k:
+        return count, idx.view(-1), val.view(-1)
+    kept = torch.arange(k) < count[:, None]
+    return count, idx[kept], val[kept]
+
+
+def above(scores: Tensor, bound: float, norms: Tensor | None = None, bounds: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    """The same for all entries with score (times norm) > bound, or score > bounds [d_dict]."""
+    rows, n = scores.shape
+    threads = torch.get_num_threads()
+    count = torch.empty(rows, dtype=torch.int64)
+    library().count_above(address(scores), address(norms), address(bounds), bound, rows, n, address(count), threads)
+    row_ptr = pointers(count)
+    entries = int(row_ptr[-1])
+    idx, val = torch.empty(entries, dtype=torch.int32), torch.empty(entries)
+    library().take_above(address(scores), address(norms), address(bounds), bound, rows, n, address(row_ptr), address(idx), address(val), threads)
+    return count, idx, val
+
+
+def sparse_topk(scores: Tensor, k: int) -> SparseCodes:
+    """The k largest positive scores [rows d_dict] of each row, for encoding with a trained TopK."""
+    count, idx, val = top_of_rows(scores.contiguous(), torch.ones(scores.shape[1]), k)
+    return SparseCodes(pointers(count), idx.long(), val, scores.shape[1])
