@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -121,7 +122,8 @@ def test_stdout_on_a_full_disk_is_told() -> None:
 
 def test_interrupting_says_how_to_go_on(chat_model_folder: Path) -> None:
     line = [sys.executable, "-m", "glasshouse", "chat", str(chat_model_folder)]
-    with subprocess.Popen(line, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as running:
+    listen = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # a suite started in the background has it ignored
+    with subprocess.Popen(line, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=listen) as running:
         assert running.stderr is not None
         assert "Ctrl-D ends the conversation" in running.stderr.readline()
         running.send_signal(signal.SIGINT)
