@@ -30,6 +30,7 @@ FLOORS = {
         "vectors",
         "probes",
         "dictionaries",
+        "features",
         "maze",
     ),
     "second": ("world", "environments", "training", "sandbox"),
@@ -314,6 +315,7 @@ def test_constraints_pin_every_direct_dependency() -> None:
 NOT_THE_NAME = {
     "scikit-learn": "sklearn",
     "vl-convert-python": "vl_convert",
+    "pyyaml": "yaml",
     "inspect-ai": "inspect_ai",
     "sentence-transformers": "sentence_transformers",
 }

@@ -242,7 +242,7 @@ def _read_cfg(folder: Path) -> Mapping[str, Any]:
     """`cfg.json` when there is a readable one, else nothing: peers' formats may have none."""
     try:
         held = json.loads((folder / "cfg.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return held if isinstance(held, dict) else {}
 
@@ -256,7 +256,8 @@ def _load_own(folder: Path, cfg: Mapping[str, Any]) -> Dictionary:
     try:
         kind = ARCHITECTURES[cfg["architecture"]]
         dictionary = kind(cfg["d_model"], cfg["d_dict"], cfg["k"], d_out=cfg["d_out"], **cfg["settings"])
-        dictionary.take(load_file(folder / "dictionary.safetensors"))
+        tensors = load_file(folder / "dictionary.safetensors")
+        dictionary.to(next(iter(tensors.values())).dtype).take(tensors)
     except GlasshouseError as error:
         raise BadValue(f"{folder} holds no readable dictionary: {error}") from error
     except (OSError, ValueError, KeyError, AttributeError, TypeError, RuntimeError, SafetensorError) as error:
