@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from glasshouse.activations import Harvest, harvest
     from glasshouse.audit import audit
+    from glasshouse.dictionaries import Dictionary, fit, load_dictionary
     from glasshouse.edits import Ablate, Add, Clamp, Edit, Patch
     from glasshouse.errors import GlasshouseError
     from glasshouse.evals import ask
@@ -36,6 +37,9 @@ _HOMES = {
     "Ablate": "edits",
     "Patch": "edits",
     "Edit": "edits",
+    "fit": "dictionaries",
+    "Dictionary": "dictionaries",
+    "load_dictionary": "dictionaries",
     "harvest": "activations",
     "Harvest": "activations",
     "grow": "organisms",
@@ -49,7 +53,7 @@ _HOMES = {
 
 __version__ = "0.1.0"
 __all__ = [
-    "load", "Model", "Add", "Clamp", "Ablate", "Patch", "Edit", "harvest", "Harvest",
+    "load", "Model", "Add", "Clamp", "Ablate", "Patch", "Edit", "harvest", "Harvest", "fit", "Dictionary", "load_dictionary",
     "grow", "Specimen", "ask", "audit", "Record", "Row", "GlasshouseError",
 ]  # fmt: skip
 
