@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 import importlib.metadata
 import pkgutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Generic, TypeVar
 
 from glasshouse.errors import GlasshouseError, UnknownName
@@ -25,12 +25,14 @@ class Registry(Generic[T]):
     >>> colours["red"]
     1
 
-    `room` is the package whose modules register themselves when imported (one file, one entry or more).
+    `room` is the package whose modules register themselves when imported (one file, one entry or more); `apart` names modules of it
+    that hold no entry and need what may not be installed.
     """
 
-    def __init__(self, kind: str, room: str | None = None) -> None:
+    def __init__(self, kind: str, room: str | None = None, apart: Collection[str] = ()) -> None:
         self.kind = kind
         self.room = room
+        self.apart = apart
         self._entries: dict[str, T] = {}
         self._loaded = room is None
 
@@ -75,6 +77,8 @@ class Registry(Generic[T]):
         try:
             package = importlib.import_module(self.room)
             for module in pkgutil.iter_modules(package.__path__):
+                if module.name in self.apart:
+                    continue
                 importlib.import_module(f"{self.room}.{module.name}")
             for point in importlib.metadata.entry_points(group=f"glasshouse.{self.kind}s"):
                 point.load()

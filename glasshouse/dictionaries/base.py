@@ -219,7 +219,7 @@ class Dictionary(nn.Module):
             raise BadValue(f"This dictionary reads activations of width {self.d_model}; given a tensor of shape {list(x.shape)}.")
 
 
-ARCHITECTURES: Registry[type[Dictionary]] = Registry("architecture", room="glasshouse.dictionaries")
+ARCHITECTURES: Registry[type[Dictionary]] = Registry("architecture", room="glasshouse.dictionaries", apart=("triton_kernels",))
 
 
 def load_dictionary(folder: Path | str, device: str | torch.device = "cpu", **options: Any) -> Dictionary:
