@@ -188,6 +188,13 @@ def test_batchtopk_keeps_k_times_batch_and_settles_on_one_threshold() -> None:
     torch.testing.assert_close(batchtopk.threshold, (smallest * 1.01).detach().expand(10))
 
 
+def test_a_short_batchtopk_run_ends_with_k_active_features() -> None:
+    """The moving average of the threshold lags behind: 40 steps of it gave far fewer than k."""
+    x = gaussian(8000)
+    found = fit(x, "batchtopk", width=48, k=4, tokens=8000, batch=200, show=False)
+    assert (found.encode(gaussian(8000)[4000:]) > 0).float().sum(-1).mean() == pytest.approx(4, abs=0.3)
+
+
 def test_jumprelu_gradients_are_the_papers() -> None:
     """arXiv 2407.14435, equations 11 and 12, written out."""
     jump, x = started("jumprelu", None, sparsity=0.3, bandwidth=0.5, start_threshold=0.4), some()

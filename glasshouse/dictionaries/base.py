@@ -134,6 +134,9 @@ class Dictionary(nn.Module):
     def calibrate(self, x: Tensor) -> None:
         """Starting values that need data: a sample x [rows d_model] of centred and scaled activations. The default needs none."""
 
+    def settle(self, x: Tensor) -> None:
+        """What is set once the last step is taken, from a sample x [rows d_model] of training activations. The default sets nothing."""
+
     def fold(self, mean: Tensor, scale: Tensor, mean_out: Tensor, scale_out: Tensor) -> Tensor:
         """From activations (x - mean) * scale to raw ones, decoder rows to norm 1; reconstructions stay the same.
 

@@ -1,7 +1,8 @@
 """BatchTopK: keep the k x batch largest scores of a whole batch (Bussmann et al. 2024, arXiv 2412.06410).
 
-After training a token is encoded by itself: a feature is active above one threshold, the moving average (rate 0.01) of the smallest
-value that training kept. So it is saved and exported as a JumpReLU.
+After training a token is encoded by itself: a feature is active above one threshold, the mean over batches of the smallest value kept.
+The paper averages it along the way (rate 0.01), which lags behind in short runs; here it is taken anew with the final weights at the end.
+So a trained one is a JumpReLU, and is exported as one.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from glasshouse.dictionaries.base import ARCHITECTURES, Settings
 from glasshouse.dictionaries.topk import TopK, TopKSettings
 
 THRESHOLD_RATE = 0.01
+SETTLE_ROWS, SETTLE_BLOCKS = 512, 32
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,16 @@ class BatchTopK(TopK):
         """Move the threshold towards the smallest kept score times norm of one batch (the first batch sets it)."""
         started = bool((self.threshold != 0).any())
         self.threshold.lerp_(torch.as_tensor(smallest).to(self.threshold).expand_as(self.threshold), THRESHOLD_RATE if started else 1.0)
+
+    @torch.no_grad()
+    def settle(self, x: Tensor) -> None:
+        """The threshold with the final weights: the mean over blocks of x of the smallest of each block's k x rows largest."""
+        found = []
+        for block in x[: SETTLE_BLOCKS * SETTLE_ROWS].split(SETTLE_ROWS):
+            weighted = (self.score(block) * self.norms()).relu().flatten()
+            kept = weighted.topk(min(self.k * len(block), len(weighted))).values
+            found.append(kept[kept > 0].min() if bool((kept > 0).any()) else kept.new_zeros(()))
+        self.threshold.fill_(float(torch.stack(found).mean()))
 
     def fold(self, mean: Tensor, scale: Tensor, mean_out: Tensor, scale_out: Tensor) -> Tensor:
         """The threshold is one of score times norm, which is what a score is once rows have norm 1."""

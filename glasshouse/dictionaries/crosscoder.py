@@ -71,6 +71,11 @@ class Crosscoder(BatchTopK):
         penalty = self.settings.l1 * warmed(state.progress, 0.05) * (features @ self.norms()).sum() / len(x)
         return state.note((y - self.decode(features)).square().sum(), len(x)) + penalty, features
 
+    def settle(self, x: Tensor) -> None:
+        """The threshold, where there is one."""
+        if self.settings.l1 is None:
+            super().settle(x)
+
     def encode(self, x: Tensor) -> Tensor:
         """Features [.. d_dict] of activations [.. sites d_site]."""
         return super().encode(self.in_one_row(x))

@@ -34,6 +34,8 @@ PARALLEL = ("none", "data", "features")
 PRECISIONS = ("auto", "float32", "bfloat16")
 LAST = 0.05
 """Share of the steps, at the end, over which `final_loss` and `l0` are averaged."""
+SETTLE_TOKENS = 16_384
+"""Rows from which an architecture may set what it needs at the end."""
 PRESETS: dict[str, dict[str, Any]] = {
     "scaling-monosemanticity": {"arch": "relu", "center": False, "clip": 1.0, "l1": 5.0, "l1_warmup": 0.05, "start_norm": 0.1, "learning_rate": 5e-5},
 }
@@ -310,6 +312,7 @@ class Run:
             dictionary = _whole(dictionary, plan, self.exchange)
         width = self.stream.widths[0] if self.pair else len(mean)
         out = slice(width, None) if self.pair else slice(0, None)
+        dictionary.settle(self.scaling.of(self.stream.sample(SETTLE_TOKENS))[:, :width])
         dictionary.fold(mean[:width], scale[:width], mean[out], scale[out])
         tail = max(1, round(LAST * steps))
         options = {name: value for name, value in dataclasses.asdict(self.options).items() if name not in ("checkpoint", "checkpoint_seconds", "show")}
