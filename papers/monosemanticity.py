@@ -9,11 +9,10 @@ Left out: images, the web demo. Nothing was trained to have features: the dictio
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
-import itertools
-from pathlib import Path
 from typing import Any
+
+from monosemanticity_walk import Walk, read_arguments, text
 
 import glasshouse
 from glasshouse.dictionaries import Dictionary, fit_many, load_dictionary
@@ -21,67 +20,8 @@ from glasshouse.dictionaries.controls import controls, random_model_scores, stab
 from glasshouse.dictionaries.scaling import fit_laws, isoflop
 from glasshouse.features import gather, write_page
 from glasshouse.features.completeness import completeness
-from glasshouse.features.specificity import places
-from glasshouse.plots import Caption, dictionaries, features
-from glasshouse.records import content_hash, write_json
-from glasshouse.world import build, corpus
-from glasshouse.world.concepts import concepts
-from glasshouse.world.corpus import document_text
+from glasshouse.plots import dictionaries, features
 from glasshouse.world.truth import frequencies, label_tokens
-
-KINDS = ("town", "person", "landmark", "river", "region", "animal", "food", "colour", "trade", "material", "place", "object", "quality", "tone", "code")
-
-
-def read_arguments(told: str | None) -> argparse.Namespace:
-    """What both halves of the walk are started with."""
-    parser = argparse.ArgumentParser(description=told, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--size", default="small", help="size of base-lm: nano, mini, small, base")
-    parser.add_argument("--model", help="a specimen's or model's folder, instead of base-lm")
-    parser.add_argument("--quick", action="store_true", help="fewer tokens, two widths, fewer seeds")
-    parser.add_argument("--out", type=Path, default=Path("runs/monosemanticity"))
-    return parser.parse_args()
-
-
-class Walk:
-    """The model, its world, its activations, and what has been found so far."""
-
-    def __init__(self, given: argparse.Namespace) -> None:
-        self.given, self.out, self.quick = given, given.out, given.quick
-        self.model = glasshouse.load(given.model) if given.model else glasshouse.grow("base-lm", size=given.size, seed=0).model
-        self.site = f"resid.{self.model.n_layers // 2 - 1}"
-        self.world, self.results = build(), dict[str, Any]()
-        self.concepts = concepts(self.world, KINDS)
-        tokens, held = (150_000, 30_000) if given.quick else (500_000, 150_000)
-        self.texts, self.unseen = self.documents(tokens, 11), self.documents(held, 12)
-        kept = {"skip_bos": True, "seed": None}
-        self.train = glasshouse.harvest(self.model, self.site, self.texts, 10**9, self.out / "activations", **kept)
-        self.held_out = glasshouse.harvest(self.model, self.site, self.unseen, 10**9, self.out / "held-out", **kept)
-        self.bos = self.model.tokenizer.bos_token_id
-        self.note = f"{self.model.name} {self.site}, {self.train.tokens:,} tokens"
-
-    def documents(self, tokens: int, seed: int) -> list[str]:
-        """Documents of the world that no training saw, about `tokens` tokens of them."""
-        source = (document_text(self.model.tokenizer, one) for one in corpus(self.world, 1_000_000 + seed))
-        return list(itertools.islice(source, tokens // 40))
-
-    def caption(self, n: str, seeds: Any = (0,)) -> Caption:
-        """What every figure says of itself."""
-        return Caption(n, seeds, "none", "emergent", self.note)
-
-    def tell(self, name: str, value: Any) -> None:
-        """Print a result and keep it."""
-        self.results[name] = value
-        write_json(self.out / "results.json", self.results)
-        for row in value if isinstance(value, list) else [value]:
-            print(f"{name}: {row}", flush=True)
-
-    def codes(self, dictionary: Dictionary, texts: list[str]) -> Any:
-        """Sparse codes of texts, and where their tokens stand."""
-        where = places(texts, self.model.tokenizer, drop=self.bos)
-        folder = self.out / "scratch" / content_hash(texts)
-        held = glasshouse.harvest(self.model, self.site, texts, 10**9, folder, skip_bos=True, seed=None, show=False)
-        where.check(held.token_ids())
-        return dictionary.encode_sparse(held.load()), where
 
 
 def scaling_law(walk: Walk) -> None:
@@ -90,7 +30,7 @@ def scaling_law(walk: Walk) -> None:
     sweep = isoflop(walk.train.load(), budgets, widths, k=16, seeds=(0, 1, 2), batch=512, folder=walk.out / "sweep")
     laws = fit_laws(sweep)
     for name in ("width", "steps", "loss"):
-        walk.tell(f"scaling {name} exponent", getattr(laws, name).exponent.to_json())
+        walk.tell(f"scaling {name} exponent", text(getattr(laws, name).exponent))
     cells = [dataclasses.asdict(cell) for cell in sweep.cells]
     caption = walk.caption(f"{len(cells)} dictionaries", [0, 1, 2])
     dictionaries.isoflop(cells, laws.to_json()["optima"], caption).save(walk.out / "sm_isoflop.svg")
@@ -110,8 +50,13 @@ def train_dictionaries(walk: Walk) -> dict[str, Dictionary]:
             dictionary.save(walk.out / name)
     held = {name: load_dictionary(walk.out / name) for name in names}
     middle = [held[name] for name in names if name.startswith(names[1])]
-    walk.tell("seed-stable share (best cosine > .9)", stable_share(middle).to_json())
+    walk.tell("seed-stable share (best cosine > .9)", text(stable_share(middle)))
     return {name: held[name] for name in names[: len(widths)]}
+
+
+def brief(row: dict[str, Any]) -> dict[str, Any]:
+    """A metric without what is the same in every row."""
+    return {key: round(row[key], 4) if isinstance(row[key], float) else row[key] for key in ("of", "metric", "value", "low", "high", "n")}
 
 
 def metrics(walk: Walk, held: dict[str, Dictionary]) -> None:
@@ -119,12 +64,12 @@ def metrics(walk: Walk, held: dict[str, Dictionary]) -> None:
     rows = [walk.model.read_text(text)[:128] for text in walk.unseen[: 100 if walk.quick else 400]]
     for name, dictionary in held.items():
         table = controls(dictionary, model=walk.model, site=walk.site, ids=rows, train=walk.train.load()[:50_000])
-        walk.tell(f"metrics {name}", [row for scores in table.values() for row in scores.to_rows()])
+        walk.tell(f"metrics {name}", [brief(row) for scores in table.values() for row in scores.to_rows()])
     middle = list(held.values())[1]
     train = [walk.model.read_text(text) for text in walk.texts[: len(walk.texts) // 4]]
     again = {"width": middle.d_dict, "k": middle.k, "arch": "batchtopk"}
     other = random_model_scores(walk.model, walk.site, train, rows, lambda x: glasshouse.fit(x, tokens=4 * len(x), **again))
-    walk.tell("metrics, random-weight model", other.to_rows())
+    walk.tell("metrics, random-weight model", [brief(row) for row in other.to_rows()])
 
 
 def concept_curves(walk: Walk, held: dict[str, Dictionary]) -> list[Any]:
@@ -135,8 +80,8 @@ def concept_curves(walk: Walk, held: dict[str, Dictionary]) -> list[Any]:
     spans = {name: rows for name, rows in truth.rows.items() if name in rates}
     curves = [completeness(dictionary.encode_sparse(walk.held_out.load()), truth.places.text, spans, rates) for dictionary in held.values()]
     for curve in curves:
-        told = {"width": curve.width, "alive": curve.alive, "present": str(curve.present), "made up": str(curve.null)}
-        walk.tell("completeness", {**told, "50% x alive": str(curve.ratio)})
+        told = {"width": curve.width, "alive": curve.alive, "present": text(curve.present), "made up": text(curve.null)}
+        walk.tell("completeness", {**told, "50% x alive": text(curve.ratio)})
     features.sm_complete([curve.to_json() for curve in curves], walk.caption(f"{len(curves[0].found)} concepts")).save(walk.out / "sm_complete.svg")
     return sorted(curves[1].found, key=lambda one: -one.first_f1)
 

@@ -13,7 +13,8 @@ import itertools
 import random
 from typing import Any
 
-from monosemanticity import Walk, concept_curves, read_arguments, train_dictionaries
+from monosemanticity import concept_curves, train_dictionaries
+from monosemanticity_walk import Walk, read_arguments, text
 
 from glasshouse.dictionaries import Dictionary
 from glasshouse.features import neuron_correlations
@@ -42,14 +43,15 @@ def one_feature(walk: Walk, dictionary: Dictionary, best: list[Any]) -> None:
         hits = reference.idx == one.feature
         values = reference.val.new_zeros(reference.tokens).index_put((reference.rows[hits],), reference.val[hits])
         told = specificity(values, concept.description, where, world_rater(walk.concepts), others=others, per_bucket=30)
-        walk.tell(f"specificity {one.concept}, feature {one.feature}", {name: str(value) for name, value in summary(told).items()})
+        numbers = {name: value if name == "unparsed" else text(value) for name, value in summary(told).items()}
+        walk.tell(f"specificity {one.concept}, feature {one.feature}", numbers)
         if place == 0:
             features.sm_specificity(told.to_json(), walk.caption("30 tokens a level")).save(walk.out / "sm_specificity.svg")
         matching, other = (new_texts(walk.world, concept, 60, walk.model.tokenizer, matching=kind, seen=walk.texts) for kind in (True, False))
         (codes, there), (false, elsewhere) = walk.codes(dictionary, matching), walk.codes(dictionary, other)
         marks = label_tokens([concept], matching, walk.model.tokenizer, drop=walk.bos)[concept.name]
         found = sensitivity(one.feature, codes, there.text, false, elsewhere.text, maximum=maximum, density=density, marks=marks)
-        walk.tell(f"sensitivity {one.concept}", {"matching": str(found.matching), "other": str(found.other), "control": str(found.control)})
+        walk.tell(f"sensitivity {one.concept}", {"matching": text(found.matching), "other": text(found.other), "control": text(found.control)})
 
 
 def contrasts_of(walk: Walk, attribute: str = "river") -> list[tuple[Any, Any, Contrast]]:
@@ -90,7 +92,8 @@ def steering(walk: Walk, dictionary: Dictionary, best: list[Any]) -> None:
 def causes(walk: Walk, dictionary: Dictionary) -> None:
     """Attribution against ablation, and activation as the poor guide, over questions of fact."""
     found = compare(walk.model, walk.site, dictionary, [contrast for _, _, contrast in contrasts_of(walk)][: 10 if walk.quick else 40], most=60)
-    walk.tell("attribution against ablation", found.to_rows())
+    told = ("attribution_pearson", "attribution_spearman", "activation_pearson", "activation_spearman", "random_spearman", "top_attribution", "top_activation")
+    walk.tell("attribution against ablation", {name: text(getattr(found, name)) for name in told} | {"pairs": found.pairs, "top_chance": found.top_chance})
     dictionaries.attribution(found.to_json(), walk.caption(f"{found.pairs} pairs of {found.prompts} prompts")).save(walk.out / "sm_attr.svg")
 
 
@@ -118,7 +121,7 @@ def second_language(walk: Walk, dictionary: Dictionary, best: list[Any]) -> None
                 told.setdefault(f"{who}, word in {language}", []).append(sum(hits) / len(hits))
     for key, shares in told.items():
         row = clustered_bootstrap([[share] for share in shares], seed=0, unit="concept")
-        walk.tell(f"fires on the word: {key}", {"share": str(row), "at least half": sum(share >= 0.5 for share in shares), "concepts": len(shares)})
+        walk.tell(f"fires on the word: {key}", {"share": text(row), "at least half": sum(share >= 0.5 for share in shares), "concepts": len(shares)})
 
 
 def main() -> None:
