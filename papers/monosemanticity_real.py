@@ -18,6 +18,8 @@ import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
 
+from monosemanticity_walk import text
+
 import glasshouse
 from glasshouse.dictionaries import fit, load_dictionary
 from glasshouse.dictionaries.controls import controls, random_weights
@@ -25,6 +27,7 @@ from glasshouse.dictionaries.metrics import score
 from glasshouse.errors import BadValue
 from glasshouse.features import gather, label_features, neuron_correlations, seed_stability, write_page
 from glasshouse.records import write_json
+from glasshouse.stats import clustered_bootstrap
 
 
 def python_texts() -> Iterator[str]:
@@ -96,17 +99,17 @@ def main() -> None:
     table["random-weight model"] = score(fit(other, **recipe, seed=0), other_unseen, name="random-weight model")
     rows = [row for scores in table.values() for row in scores.to_rows()]
     for row in rows:
-        print(f"{row['of']:28s} {row['metric']:24s} {row['value']:8.3f} [{row['low']:.3f}, {row['high']:.3f}] n {row['n']}")
+        print(f"{row['of']:28s} {row['metric']:24s} {row['value']:.3f} [{row['low']:.3f}, {row['high']:.3f}] n {row['n']}")
     for pair in seed_stability(found):
-        print(f"seed {pair.first} in seed {pair.second}: {pair.share} by chance {pair.control}")
+        print(f"seed {pair.first} found in seed {pair.second}: {text(pair.share)}, in random directions: {text(pair.random)}")
     correlations = neuron_correlations(found[0], model, site, held_out, tokens=50_000, features=256)
-    print(correlations)
+    print(f"no neuron before {site} correlates above {correlations.at_most} with a feature: {text(correlations.share)}")
     index = gather(found[0], model, site, kept, tokens=None, folder=given.out / "features")
     chosen = random.Random(1).sample(index.alive.nonzero()[:, 0].tolist(), min(given.features, int(index.alive.sum())))
     labels = label_features(index, chosen)
-    for kind in ("detection", "fuzzing"):
-        told = [getattr(label, kind).balanced.value for label in labels if getattr(label, kind) is not None]
-        print(f"{kind}: mean balanced accuracy {sum(told) / max(1, len(told)):.3f} over {len(told)} labels")
+    for kind in ("detection", "fuzzing", "detection_control", "fuzzing_control"):
+        told = [[getattr(label, kind).balanced.value] for label in labels if getattr(label, kind) is not None]
+        print(f"labels by rule, {kind}: mean balanced accuracy {text(clustered_bootstrap(told, seed=0, unit='label'))}")
     write_json(given.out / "table.json", {"rows": rows, "recipe": recipe, "site": site, "tokens": kept.tokens, "argv": sys.argv[1:]})
     print(write_page(index, given.out / "features.html", sorted(chosen), dictionary=found[0], model=model, title="Features of MiniLM, middle layer"))
 

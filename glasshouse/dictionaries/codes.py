@@ -62,8 +62,5 @@ class SparseCodes:
 
     def decode(self, directions: Tensor) -> Tensor:
         """The sum of active features' directions [tokens d_out], given all directions [d_dict d_out] (no bias)."""
-        out = directions.new_zeros(self.tokens, directions.shape[-1])
-        for start in range(0, len(self.idx), 1 << 18):
-            piece = slice(start, start + (1 << 18))
-            out.index_add_(0, self.rows[piece], self.val[piece, None].to(directions.dtype) * directions[self.idx[piece]])
-        return out
+        weights = self.val.to(directions.dtype)
+        return torch.nn.functional.embedding_bag(self.idx, directions, self.row_ptr[:-1], mode="sum", per_sample_weights=weights)
