@@ -43,7 +43,7 @@ audit: $(STAMP)
 	@$(BIN)/glasshouse audit $(AUDIT)
 
 test: $(STAMP)
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow"
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile -m "not slow"
 
 test-all: $(STAMP)
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest
