@@ -315,6 +315,15 @@ def test_a_checkpoint_that_cannot_be_written_is_told(tmp_path: Path) -> None:
         fit(rows(), width=16, k=2, batch=BATCH, checkpoint=str(tmp_path / "file" / "state"), checkpoint_seconds=0, show=False)
 
 
+def test_a_full_disk_is_told_and_loses_nothing(full_disk: Path) -> None:
+    with pytest.raises(OutputFailed, match="full"):
+        fit(rows(), width=400, k=2, batch=BATCH, checkpoint=str(full_disk / "state"), checkpoint_seconds=0, show=False)
+    dictionary = fit(rows(), width=800, k=2, batch=BATCH, show=False)
+    with pytest.raises(OutputFailed, match="full"):
+        dictionary.save(full_disk / "dictionary")
+    assert not any(full_disk.iterdir())
+
+
 # --- several processes
 
 WORKER = """

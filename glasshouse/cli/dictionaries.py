@@ -56,11 +56,13 @@ def train(
     The last line printed is the folder. An interrupted run goes on from its last checkpoint when the same command is given again.
     """
     from glasshouse.cli.views import print_json
-    from glasshouse.dictionaries import fit_many
+    from glasshouse.dictionaries import ARCHITECTURES, fit_many
     from glasshouse.records import this_command
 
     widths = width or [1024]
     shared, own = split_options(arch, option or [])
+    for one in widths:  # what does not fit is said before anything is harvested
+        ARCHITECTURES[arch](8 * own.get("sites", 2), one, k, **own)
     folders = [folder_of(out, subject, site, arch, one, many=len(widths) > 1) for one in widths]
     with harvested(subject, site, corpus, tokens, activations or folders[0].with_name(f"{folders[0].name}.activations"), kept=activations is not None) as held:
         checkpoint = folders[0].with_name(f"{folders[0].name}.checkpoint")

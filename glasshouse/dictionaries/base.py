@@ -173,7 +173,12 @@ class Dictionary(nn.Module):
         """Features of activations [.. d_model] as compressed rows, one row a token; the dense scores exist a few thousand rows at a time."""
         self._check_width(x)
         rows = x.reshape(-1, self.d_model)
-        return SparseCodes.join([SparseCodes.of(self.encode(block.to(self.device))) for block in rows.split(ENCODE_ROWS)], self.d_dict)
+        parts = [self.select_sparse(self.score(block.to(self.device, self.dtype))) for block in rows.split(ENCODE_ROWS)]
+        return SparseCodes.join(parts, self.d_dict)
+
+    def select_sparse(self, scores: Tensor) -> SparseCodes:
+        """`select` as compressed rows; architectures that can find their active features faster say so."""
+        return SparseCodes.of(self.select(scores))
 
     def decode(self, features: Tensor) -> Tensor:
         """Activations [.. d_out] of features [.. d_dict]."""

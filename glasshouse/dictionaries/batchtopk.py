@@ -13,7 +13,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from glasshouse.dictionaries import compiled
 from glasshouse.dictionaries.base import ARCHITECTURES, Settings
+from glasshouse.dictionaries.codes import SparseCodes
 from glasshouse.dictionaries.topk import TopK, TopKSettings
 
 THRESHOLD_RATE = 0.01
@@ -41,6 +43,12 @@ class BatchTopK(TopK):
     def select(self, scores: Tensor) -> Tensor:
         """Features [.. d_dict]: scores above the threshold."""
         return scores * (scores > self.threshold.clamp(min=0))
+
+    def select_sparse(self, scores: Tensor) -> SparseCodes:
+        """The same as compressed rows."""
+        if scores.device.type == "cpu" and scores.dtype == torch.float32 and compiled.available():
+            return compiled.sparse_above(scores, self.threshold.clamp(min=0).contiguous())
+        return SparseCodes.of(self.select(scores))
 
     def select_in_training(self, scores: Tensor) -> Tensor:
         """Features [batch d_dict]: the k x batch largest of score times norm; the threshold follows the smallest of them."""

@@ -50,6 +50,15 @@ class Latents(ctypes.Structure):
     ]
 
 
+def available() -> bool:
+    """Whether the kernels can be used here."""
+    try:
+        library()
+    except NoCompiler:
+        return False
+    return True
+
+
 def cache_folder() -> Path:
     """Where built kernels are kept."""
     given = os.environ.get("GLASSHOUSE_CACHE")
@@ -163,4 +172,10 @@ def above(scores: Tensor, bound: float, norms: Tensor | None = None, bounds: Ten
 def sparse_topk(scores: Tensor, k: int) -> SparseCodes:
     """The k largest positive scores [rows d_dict] of each row, for encoding with a trained TopK."""
     count, idx, val = top_of_rows(scores.contiguous(), torch.ones(scores.shape[1]), k)
+    return SparseCodes(pointers(count), idx.long(), val, scores.shape[1])
+
+
+def sparse_above(scores: Tensor, bounds: Tensor) -> SparseCodes:
+    """The scores [rows d_dict] above their bounds [d_dict], for encoding with thresholds."""
+    count, idx, val = above(scores.contiguous(), 0.0, bounds=bounds)
     return SparseCodes(pointers(count), idx.long(), val, scores.shape[1])

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from glasshouse.dictionaries.base import ARCHITECTURES, Settings, TrainState
 from glasshouse.dictionaries.batchtopk import BatchTopK, BatchTopKSettings
+from glasshouse.dictionaries.codes import SparseCodes
 from glasshouse.dictionaries.relu import warmed
 from glasshouse.errors import BadValue
 
@@ -63,6 +64,10 @@ class Crosscoder(BatchTopK):
         """Features [.. d_dict]: above the threshold, or (with l1) above 0."""
         return scores.relu() if self.settings.l1 is not None else super().select(scores)
 
+    def select_sparse(self, scores: Tensor) -> SparseCodes:
+        """The same as compressed rows."""
+        return SparseCodes.of(self.select(scores)) if self.settings.l1 is not None else super().select_sparse(scores)
+
     def loss(self, x: Tensor, y: Tensor, state: TrainState) -> tuple[Tensor, Tensor]:
         """Squared error over all sites, with BatchTopK and AuxK or with the L1 penalty."""
         if self.settings.l1 is None:
@@ -80,7 +85,7 @@ class Crosscoder(BatchTopK):
         """Features [.. d_dict] of activations [.. sites d_site]."""
         return super().encode(self.in_one_row(x))
 
-    def encode_sparse(self, x: Tensor) -> Any:
+    def encode_sparse(self, x: Tensor) -> SparseCodes:
         """The same as compressed rows, one row a token."""
         return super().encode_sparse(self.in_one_row(x))
 

@@ -12,7 +12,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from glasshouse.dictionaries import compiled
 from glasshouse.dictionaries.base import ARCHITECTURES, Dictionary, Settings, TrainState
+from glasshouse.dictionaries.codes import SparseCodes
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,16 @@ class TopK(Dictionary):
     def select(self, scores: Tensor) -> Tensor:
         """Features [.. d_dict] with at most k above 0."""
         return _keep_largest(scores.relu(), self.k)
+
+    def select_sparse(self, scores: Tensor) -> SparseCodes:
+        """The same as compressed rows, without a dense tensor of features."""
+        if scores.device.type == "cpu" and scores.dtype == torch.float32 and compiled.available():
+            return compiled.sparse_topk(scores, self.k)
+        best = scores.topk(min(self.k, scores.shape[-1]), dim=-1)
+        order = best.indices.sort(dim=-1)
+        values = best.values.gather(-1, order.indices)
+        kept = values > 0
+        return SparseCodes(compiled.pointers(kept.sum(dim=-1)), order.values[kept], values[kept], self.d_dict)
 
     def select_in_training(self, scores: Tensor) -> Tensor:
         """The same with decoder rows of any norm: features [batch d_dict], chosen by score times norm."""
