@@ -28,7 +28,7 @@ app.add_typer(dict_app, name="dict", rich_help_panel="Underneath", short_help=_S
 
 SUBJECT = typer.Argument(metavar="SUBJECT", help="A model: a folder, an organism's name (mini, seed 0) or a hub id.")
 DICTIONARY = typer.Argument(metavar="DICTIONARY", help="A dictionary's folder or file, ours or a peer's.")
-SITE = typer.Option("--site", help="Where activations are read, such as resid.2. `glasshouse show SUBJECT` lists the sites of a model.")
+SITE = typer.Option("--site", help="Where activations are read, such as resid.2; of several, by commas. A wrong one is answered with the list.")
 CORPUS = typer.Option("--corpus", help="What the model reads: a .txt or .jsonl file, or world (the default for models grown here).")
 TOKENS = typer.Option("--tokens", min=1, help="Tokens to harvest; training sees each --passes times.")
 OPTION = typer.Option("-o", "--option", metavar="NAME=VALUE", help="A setting of training or of the architecture; repeat for more.")
