@@ -79,7 +79,7 @@ def steering(walk: Walk, dictionary: Dictionary, best: list[Any]) -> None:
         contrasts = [contrast for _, other, contrast in asked if f"town/{other.name}" == name][:30]
         neurons = neuron_correlations(dictionary, walk.model, walk.site, walk.unseen, tokens=20_000, features=[features_of[name]], show=False)
         match = neurons.neurons[0]
-        directions = {"best neuron": down_projection(walk.model, match.layer).weight[:, match.neuron]}
+        directions = {"best neuron": down_projection(walk.model, match.layer).weight[:, match.number]}
         doses = [1.0, 2.0, 4.0, 8.0]
         effect, known = contrast_effect(contrasts), {"maxima": maximum, "directions": directions}
         curve = dose_curve(walk.model, walk.site, dictionary, features_of[name], doses, effect, neutral, **known)
