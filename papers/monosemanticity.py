@@ -81,7 +81,7 @@ def concept_curves(walk: Walk, held: dict[str, Dictionary]) -> list[Any]:
     curves = [completeness(dictionary.encode_sparse(walk.held_out.load()), truth.places.text, spans, rates) for dictionary in held.values()]
     for curve in curves:
         told = {"width": curve.width, "alive": curve.alive, "present": text(curve.present), "made up": text(curve.null)}
-        walk.tell("completeness", {**told, "50% x alive": text(curve.ratio)})
+        walk.tell(f"completeness at width {curve.width}", {**told, "50% x alive": text(curve.ratio)})
     features.sm_complete([curve.to_json() for curve in curves], walk.caption(f"{len(curves[0].found)} concepts")).save(walk.out / "sm_complete.svg")
     return sorted(curves[1].found, key=lambda one: -one.first_f1)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import json
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,8 @@ class Walk:
         self.given, self.out, self.quick = given, given.out, given.quick
         self.model = glasshouse.load(given.model) if given.model else glasshouse.grow("base-lm", size=given.size, seed=0).model
         self.site = f"resid.{self.model.n_layers // 2 - 1}"
-        self.world, self.results = build(), dict[str, Any]()
+        self.world, told = build(), given.out / "results.json"
+        self.results: dict[str, Any] = json.loads(told.read_text(encoding="utf-8")) if told.is_file() else {}
         self.concepts = concepts(self.world, KINDS)
         tokens, held = (150_000, 30_000) if given.quick else (500_000, 150_000)
         self.texts, self.unseen = self.documents(tokens, 11), self.documents(held, 12)
