@@ -2,8 +2,8 @@
 
     python papers/monosemanticity.py && python papers/monosemanticity_causes.py      # the same --size, --quick and --out for both
 
-A town's feature is clamped while the model is asked about another town: the answer should move to the first one's river. Beside it, at
-the same length: random directions, random features, the best neuron. Attribution and activation are compared with ablation, error kept.
+A town's feature is clamped while the model is asked about another town: the answer should move to the first one's river, not to a third
+one's. Beside it, at the same length: random directions, random features, the best neuron. Attribution and activation against ablation.
 """
 
 from __future__ import annotations
@@ -75,8 +75,14 @@ def steering(walk: Walk, dictionary: Dictionary, best: list[Any]) -> None:
     asked = contrasts_of(walk)
     wanted = [name for name in features_of if sum(f"town/{other.name}" == name for _, other, _ in asked) >= 5][: 2 if walk.quick else 5]
     neutral = [walk.model.read_text(text)[:64] for text in walk.unseen[:100]]
+    rng = random.Random(0)
     for name in wanted:
-        contrasts = [contrast for _, other, contrast in asked if f"town/{other.name}" == name][:30]
+        contrasts = []
+        for one, other, contrast in asked:
+            if f"town/{other.name}" == name:  # a third town's river, so that merely forgetting the right one counts for nothing
+                third = rng.choice([town for town, _, _ in asked if town.facts["river"] not in (one.facts["river"], other.facts["river"])])
+                contrasts.append(Contrast(contrast.prompt, contrast.first, third.facts["river"]))
+        contrasts = contrasts[:30]
         neurons = neuron_correlations(dictionary, walk.model, walk.site, walk.unseen, tokens=20_000, features=[features_of[name]], show=False)
         match = neurons.neurons[0]
         directions = {"best neuron": down_projection(walk.model, match.layer).weight[:, match.number]}
@@ -85,8 +91,8 @@ def steering(walk: Walk, dictionary: Dictionary, best: list[Any]) -> None:
         curve = dose_curve(walk.model, walk.site, dictionary, features_of[name], doses, effect, neutral, **known)
         rows = curve.to_rows()
         dictionaries.steering(rows, walk.caption(f"{len(contrasts)} questions")).save(walk.out / "sm_steer.svg")
-        told = ("multiple", "arm", "draw", "effect", "effect_low", "effect_high", "loss", "n")
-        walk.tell(f"steering {name}, feature {features_of[name]}", [{key: row[key] for key in told} for row in rows])
+        told = ("arm", "draw", "multiple", "effect", "effect_low", "effect_high", "loss")
+        walk.tell(f"steering {name}, feature {features_of[name]}", [{key: row[key] if key in told[:2] else round(row[key], 3) for key in told} for row in rows])
 
 
 def causes(walk: Walk, dictionary: Dictionary) -> None:
