@@ -32,7 +32,7 @@ def test_train_prints_and_saves_what_it_trained(trained: tuple[Path, str]) -> No
     for item in body["dictionaries"]:
         dictionary = load_dictionary(item["folder"])
         assert dictionary.about["site"] == "resid.1"
-        assert dictionary.about["tokens"] == 12_000
+        assert dictionary.about["tokens"] == 46 * 256  # whole batches of 12,000
         assert dictionary.settings.aux_weight == 0.1  # type: ignore[attr-defined]
     assert sorted(path.name for path in folder.iterdir()) == ["width-128", "width-64"]  # no harvest, no checkpoint left
 

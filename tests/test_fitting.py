@@ -206,6 +206,32 @@ def test_an_iterator_is_taken_as_it_comes() -> None:
         fit(iter([]), width=32, k=3, tokens=1280, show=False)
 
 
+def test_an_iterator_may_end_exactly_and_be_gone_through_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    x, checkpoint = rows(), tmp_path / "state"
+    common: dict[str, Any] = {"width": 32, "k": 3, "tokens": 4096, "batch": 256, "show": False}
+    whole = fit(iter(x.split(128)), **common)
+    monkeypatch.setattr("glasshouse.dictionaries.trainer.Run.finish", lambda run: [])  # as if killed before the end
+    with pytest.raises(IndexError):
+        fit(iter(x.split(128)), checkpoint=str(checkpoint), checkpoint_seconds=0, **common)
+    monkeypatch.undo()
+    resumed = fit(iter(x.split(128)), checkpoint=str(checkpoint), **common)
+    assert torch.equal(resumed.W_dec, whole.W_dec)
+
+
+def test_a_crosscoder_reads_the_sites_of_an_iterator() -> None:
+    x = torch.stack([rows(), rows(seed=5)], dim=1)
+    found = fit(iter(x.split(256)), "crosscoder", width=32, k=3, tokens=2048, batch=256, show=False)
+    assert (found.d_model, found.d_site) == (2 * D_MODEL, D_MODEL)  # type: ignore[attr-defined]
+
+
+def test_what_diverges_or_repeats_is_told_or_borne() -> None:
+    with pytest.raises(BadValue, match="diverged"):
+        fit(rows(), width=32, k=3, batch=256, learning_rate=1e30, show=False)
+    same = rows()
+    same[:3000] = same[0]
+    assert torch.isfinite(fit(same, width=64, k=2, batch=8, tokens=4096, dead_after=16, show=False).W_dec).all()
+
+
 @pytest.mark.parametrize(
     ("activations", "arch", "sentence"),
     [
@@ -216,6 +242,7 @@ def test_an_iterator_is_taken_as_it_comes() -> None:
         ([torch.ones(5, 2)] * 2, "topk", "crosscoder"),
         ([torch.ones(5, 2)] * 3, "crosscoder", "sites=3"),
         (torch.ones(5, 3), "crosscoder", "divide"),
+        (torch.ones(5, 3, 4), "crosscoder", "Say sites=3"),
         ("nowhere/at/all", "topk", "nowhere"),
     ],
 )

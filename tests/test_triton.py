@@ -51,11 +51,12 @@ def interpreter() -> Iterator[None]:
 
 
 def build(arch: str, settings: dict[str, Any], bias: float = 0.0) -> Dictionary:
-    """A dictionary at its start."""
+    """A dictionary at its start, with decoder rows of several norms."""
     dictionary = ARCHITECTURES[arch](D_MODEL, WIDTH, K, d_out=D_OUT if arch == "transcoder" else D_MODEL, **settings)
     dictionary.start(torch.Generator().manual_seed(1))
     with torch.no_grad():
         dictionary.b_enc.fill_(bias)
+        dictionary.W_dec.mul_(torch.linspace(0.5, 2.0, WIDTH)[torch.randperm(WIDTH, generator=torch.Generator().manual_seed(2)), None])
     return dictionary.to(DEVICE)
 
 

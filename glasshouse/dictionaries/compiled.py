@@ -135,6 +135,7 @@ def address(tensor: Tensor | None) -> int | None:
         return None
     assert tensor.is_contiguous(), "kernels take contiguous tensors"
     assert tensor.device.type == "cpu", "kernels take CPU tensors"
+    assert tensor.dtype in (torch.float32, torch.int32, torch.int64), "kernels take float32, int32 and int64"
     return tensor.data_ptr()
 
 

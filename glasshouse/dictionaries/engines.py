@@ -201,6 +201,7 @@ class CompiledEngine:
         if now.rule.low_precision:
             rows = (address(x), address(dictionary.W_enc.t()), address(dictionary.b_enc), len(x), dictionary.d_model)
             self.library.recompute(*rows, address(row_ptr), address(entries.idx), address(entries.val), torch.get_num_threads())
+            entries, row_ptr = self.without_negative(entries, row_ptr)
         target = y - dictionary.skipped(x) if isinstance(dictionary, Transcoder) else y
         target = target - self.exchange.others(self, x, entries, row_ptr) if self.exchange.shards > 1 else target
         tokens = len(x) * self.exchange.replicas
@@ -209,6 +210,15 @@ class CompiledEngine:
         self.exchange.add(fired)
         active = self.exchange.sum_of_shards(fired.sum().float()) / tokens
         now.close(fired > 0, self.exchange.sum(found["error"][:, -1].sum()) / tokens, active, tokens)
+
+    def without_negative(self, entries: Entries, row_ptr: Tensor) -> tuple[Entries, Tensor]:
+        """Selected by a rounded score above 0, and not above it in float32: such entries are not active."""
+        kept = entries.val > 0
+        if self.kind == compiled.JUMP or bool(kept.all()):
+            return entries, row_ptr
+        rows = torch.repeat_interleave(torch.arange(len(entries.counts)), entries.counts)
+        counts = torch.bincount(rows[kept], minlength=len(entries.counts))
+        return Entries(counts, entries.idx[kept], entries.val[kept]), compiled.pointers(counts)
 
     def scores(self, x: Tensor) -> Any:
         """Encoder scores of blocks of rows, [rows d_dict] float32 each."""
@@ -330,7 +340,7 @@ class CompiledEngine:
         factor = None
         if self.gradients:
             self.exchange.add_all([*self.gradients.values(), *others.values()])
-            factor = clip_factor([*self.gradients.values(), *others.values()], now.rule.clip)
+            factor = self.clip_factor(list(others.values()))
             self.library.apply_gradients(latents_address(latents), 1.0 if factor is None else float(factor), torch.get_num_threads())
         for name, gradient in others.items():
             now.adam(name, gradient if factor is None else gradient * factor, rate)
@@ -351,6 +361,15 @@ class CompiledEngine:
         place[chosen] = torch.arange(len(chosen), dtype=torch.int32)
         scale = 1.0 / self.exchange.replicas
         return {"aux_row": place, **{f"aux_{name}": (value * scale).contiguous() for name, value in zip(("dec", "enc", "b"), gradients)}}
+
+    def clip_factor(self, others: list[Tensor]) -> Tensor | None:
+        """As the function of that name; under feature sharding over the rows of all shards, what they share counted once."""
+        clip = self.training.rule.clip
+        if clip is None:
+            return None
+        rows = torch.stack([gradient.square().sum() for gradient in self.gradients.values()]).sum()
+        squares = self.exchange.sum_of_shards(rows) + sum(gradient.square().sum() for gradient in others)
+        return (clip / (squares.sqrt() + 1e-6)).clamp(max=1.0)
 
     def _rows(self) -> dict[str, Tensor]:
         """The parameters with one row (or number) a feature, by the names of the kernel."""
@@ -374,7 +393,9 @@ class CompiledEngine:
 
 
 def kind_of(dictionary: Dictionary) -> int:
-    """Which activation the kernels are to use. Raises `BadValue` for an architecture that they do not know."""
+    """Which activation the kernels are to use. Raises `BadValue` for an architecture or a dtype that they do not know."""
+    if dictionary.dtype != torch.float32:
+        raise BadValue(f"The compiled engine trains in float32; this dictionary is in {dictionary.dtype}. Use engine='torch'.")
     if type(dictionary) in (TopK, BatchTopK, Matryoshka, Transcoder):
         return compiled.PLAIN
     if type(dictionary) is Crosscoder:

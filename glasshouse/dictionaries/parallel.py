@@ -53,6 +53,10 @@ class Exchange:
         """[entries] of every process, one after the other."""
         return values
 
+    def agree(self, value: float) -> float:
+        """The first process's number, in all."""
+        return value
+
     def keep_largest_of_rows(self, entries: Entries, norms: Tensor, k: int) -> Entries:
         """Of every row's entries in all shards, those of this shard that are among the k largest."""
         return entries
@@ -66,7 +70,17 @@ class Alone(Exchange):
     """A single process."""
 
 
-class Replicas(Exchange):
+class Many(Exchange):
+    """What both kinds of parallelism have in common."""
+
+    def agree(self, value: float) -> float:
+        """The first process's number, in all."""
+        told = torch.tensor([value], dtype=torch.float64)
+        torch.distributed.broadcast(told, 0)
+        return float(told)
+
+
+class Replicas(Many):
     """Data parallelism over the processes of torch.distributed."""
 
     def __init__(self) -> None:
@@ -106,7 +120,7 @@ class Replicas(Exchange):
         return gather_uneven(values)
 
 
-class Shards(Exchange):
+class Shards(Many):
     """Feature sharding over the processes of torch.distributed; rank r holds the features from r * width / shards."""
 
     def __init__(self) -> None:

@@ -38,8 +38,12 @@ class Scaling:
     """[width], one number for each site."""
 
     def of(self, x: Tensor) -> Tensor:
-        """Centred and scaled, float32."""
-        return (x.float() - self.mean) * self.scale
+        """Centred and scaled, float32, on the device of the mean."""
+        return (x.to(self.mean.device).float() - self.mean) * self.scale
+
+    def to(self, device: str | torch.device | None) -> Scaling:
+        """The same on another device; None: where it is."""
+        return self if device is None else Scaling(self.mean.to(device), self.scale.to(device))
 
 
 class Stream:
@@ -51,6 +55,7 @@ class Stream:
     """Tokens there are; None: unknown."""
     facts: dict[str, Any]
     """What the dictionary's card says of them."""
+    _fingerprint: str | None = None
 
     def sample(self, most: int = SAMPLE) -> Tensor:
         """Rows for mean, scale and starting values, [rows sum(widths)]."""
@@ -62,8 +67,10 @@ class Stream:
 
     def fingerprint(self) -> str:
         """Tells one set of activations from another, as far as a resumed run must know."""
-        rows = self.sample(4096)[:256].float().contiguous()
-        return hashlib.sha256(str((self.widths, self.length)).encode() + rows.cpu().numpy().tobytes()).hexdigest()[:16]
+        if self._fingerprint is None:
+            rows = self.sample(4096)[:256].float().contiguous()
+            self._fingerprint = hashlib.sha256(str((self.widths, self.length)).encode() + rows.cpu().numpy().tobytes()).hexdigest()[:16]
+        return self._fingerprint
 
 
 class TensorStream(Stream):
@@ -79,7 +86,7 @@ class TensorStream(Stream):
         return self.rows if len(self.rows) <= most else self.rows[:: -(-len(self.rows) // most)]
 
     def batches(self, size: int, seed: int, start: int) -> Iterator[Tensor]:
-        """Every epoch in an order of its own; what is left of one begins the next."""
+        """Every epoch in an order of its own; what does not fill a batch at its end is left out of it."""
         per_epoch = len(self.rows) // size
         epoch, skip = divmod(start, per_epoch)
         while True:
@@ -136,13 +143,15 @@ class HarvestStream(Stream):
 class IteratorStream(Stream):
     """Batches from the user's own iterator, of any sizes; one pass."""
 
-    def __init__(self, source: Iterable[Any], facts: dict[str, Any] | None = None) -> None:
-        self.source, self.length, self.facts = iter(source), None, dict(facts or {})
+    def __init__(self, source: Iterable[Any], sites: int | None = None) -> None:
+        self.source, self.length, self.facts, self.sites = iter(source), None, {}, sites
         self.ahead: list[Tensor] = []
+        self.first: Tensor | None = None
         self._pull(1)
         if not self.ahead:
             raise BadValue("The iterator of activations gave no batch; there is nothing to learn from.")
-        self.widths = (self.ahead[0].shape[-1],)
+        width = self.ahead[0].shape[-1]
+        self.widths = (width // sites,) * sites if sites else (width,)
 
     def _pull(self, rows: int) -> None:
         while sum(map(len, self.ahead)) < rows:
@@ -151,14 +160,17 @@ class IteratorStream(Stream):
                 return
             if not isinstance(batch, Tensor):
                 raise BadValue(f"An iterator of activations must give tensors [tokens d_model]; it gave a {type(batch).__name__}.")
-            flat = batch.detach().reshape(-1, batch.shape[-1])
+            whole = sites_in_one_row(batch, self.sites) if self.sites else batch
+            flat = whole.detach().reshape(-1, whole.shape[-1])
             refuse_infinite(flat, 0)
             self.ahead.append(flat)
 
     def sample(self, most: int = SAMPLE) -> Tensor:
         """The rows that come first, at most 65,536; they are trained on later all the same."""
-        self._pull(min(most, BLOCK))
-        return torch.cat(self.ahead)[:most]
+        if self.first is None:
+            self._pull(BLOCK)
+            self.first = torch.cat(self.ahead)[:BLOCK]
+        return self.first[:most]
 
     def batches(self, size: int, seed: int, start: int) -> Iterator[Tensor]:
         """In the iterator's own order."""
@@ -193,12 +205,14 @@ def open_stream(activations: Any, *, sites: int | None, pair: bool) -> Stream:
     if all(isinstance(part, Tensor) for part in parts):
         return _tensors(parts, sites)
     if len(parts) == 1 and isinstance(parts[0], Iterable):
-        return IteratorStream(parts[0])
+        return IteratorStream(parts[0], sites)
     raise BadValue(f"Activations are a tensor [tokens d_model], a harvest or its folder, or an iterator of batches; given {type(activations).__name__}.")
 
 
 def _is_place(part: Any) -> bool:
-    return isinstance(part, tuple) and len(part) == 2 and isinstance(part[0], (Harvest, str, Path)) and isinstance(part[1], str)
+    if not (isinstance(part, tuple) and len(part) == 2 and isinstance(part[1], str)):
+        return False
+    return isinstance(part[0], Harvest) or (isinstance(part[0], (str, Path)) and not Path(part[1]).is_dir())
 
 
 def _place(part: Any) -> tuple[Harvest, str]:
@@ -211,15 +225,23 @@ def _tensors(parts: list[Tensor], sites: int | None) -> Stream:
     if any(part.ndim < 2 for part in parts):
         raise BadValue(f"Activations are [tokens d_model]; given a tensor of shape {list(next(part for part in parts if part.ndim < 2).shape)}.")
     if sites and len(parts) == 1:
-        whole = parts[0].flatten(-2) if parts[0].ndim == 3 and parts[0].shape[-2] == sites else parts[0]
+        whole = sites_in_one_row(parts[0], sites)
         flat = whole.detach().reshape(-1, whole.shape[-1])
-        if flat.shape[-1] % sites:
-            raise BadValue(f"crosscoder: rows of width {flat.shape[-1]} do not divide into {sites} sites.")
         return TensorStream(flat, (flat.shape[-1] // sites,) * sites)
     rows = [part.detach().reshape(-1, part.shape[-1]) for part in parts]
     if len({len(part) for part in rows}) != 1:
         raise BadValue(f"Activations that stand side by side need the same tokens; given {', '.join(str(len(part)) for part in rows)}.")
     return TensorStream(torch.cat(rows, dim=-1) if len(rows) > 1 else rows[0], tuple(part.shape[-1] for part in rows))
+
+
+def sites_in_one_row(x: Tensor, sites: int) -> Tensor:
+    """[.. sites d_site] or [tokens sites * d_site] with the sites of a token in one row. Raises `BadValue` for another number of sites."""
+    if x.ndim >= 3 and x.shape[-2] != sites:
+        raise BadValue(f"A crosscoder reads [tokens sites d_model]; given {list(x.shape)} for {sites} sites. Say sites={x.shape[-2]}.")
+    whole = x.flatten(-2) if x.ndim >= 3 else x
+    if whole.shape[-1] % sites:
+        raise BadValue(f"crosscoder: rows of width {whole.shape[-1]} do not divide into {sites} sites.")
+    return whole
 
 
 def _harvests(parts: list[tuple[Harvest, str]]) -> Stream:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from glasshouse.dictionaries.compiled import cache_folder, processor
 from glasshouse.dictionaries.engines import CompiledEngine, Rule, TorchEngine, Training
-from glasshouse.dictionaries.parallel import Exchange
+from glasshouse.dictionaries.parallel import Alone, Exchange
 from glasshouse.records import content_hash
 
 TRIAL_DENSITY = 0.03
@@ -31,7 +31,7 @@ class SwitchingEngine:
     name = "compiled"
 
     def __init__(self, training: Training, exchange: Exchange | None = None, dense_above: float | None = None) -> None:
-        self.training = training
+        self.training, self.exchange = training, exchange or Alone()
         self.dense, self.sparse = TorchEngine(training, exchange), CompiledEngine(training, exchange)
         self.dense_above = dense_above
 
@@ -39,7 +39,7 @@ class SwitchingEngine:
         """One step on inputs x [batch d_model] and targets y [batch d_out]."""
         now = self.training
         if self.dense_above is None:
-            self.dense_above = measured(self, len(x))
+            self.dense_above = self.exchange.agree(measured(self, len(x)))
         share = float(now.active[now.step - 1]) / now.dictionary.d_dict if now.step else 1.0
         if share <= self.dense_above:
             return self.sparse.step(x, y, rate)
@@ -50,7 +50,9 @@ class SwitchingEngine:
 def measured(engine: SwitchingEngine, batch: int) -> float:
     """The share of active features above which the dense step is cheaper here, from the cache or timed now."""
     dictionary = engine.training.dictionary
-    key = content_hash([dictionary.architecture, dictionary.d_model, dictionary.d_dict, batch, torch.get_num_threads(), processor()])
+    rule = engine.training.rule
+    sizes = [dictionary.architecture, dictionary.d_model, dictionary.d_dict, batch, rule.clip, rule.low_precision]
+    key = content_hash([*sizes, torch.get_num_threads(), processor()])
     path = cache_folder() / "switch.json"
     held = read(path)
     if key not in held:

@@ -93,7 +93,7 @@ def auxiliary_of(settings: TopKSettings, x: Tensor, y: Tensor, residual: Tensor,
     weighted = (scores * decoder.norm(dim=-1)).detach()
     features = scores.relu() * (_keep_largest(weighted.relu(), max(count, 1)) > 0)
     against = residual if settings.aux_norm == "residual" else y
-    variance = (against - against.mean(dim=0)).square().sum()
+    variance = (against - against.mean(dim=0)).square().sum().clamp(min=1e-6)
     return settings.aux_weight * y.shape[-1] * (residual - features @ decoder).square().sum() / variance
 
 

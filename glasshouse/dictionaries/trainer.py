@@ -21,6 +21,7 @@ from torch import Tensor
 from glasshouse.dictionaries.base import ARCHITECTURES, Dictionary, training_facts
 from glasshouse.dictionaries.compiled import PLAIN, NoCompiler
 from glasshouse.dictionaries.engines import CompiledEngine, Rule, TorchEngine, Training, kind_of, knows
+from glasshouse.dictionaries.gpu import TritonEngine, obstacle
 from glasshouse.dictionaries.parallel import Alone, Exchange, Replicas, Shards
 from glasshouse.dictionaries.stream import Scaling, Stream, open_stream, scaling_of
 from glasshouse.dictionaries.switching import SwitchingEngine
@@ -28,12 +29,14 @@ from glasshouse.errors import BadValue, UnknownKnob
 from glasshouse.progress import Progress
 from glasshouse.records import content_hash, writing
 
-Engine: TypeAlias = CompiledEngine | TorchEngine | SwitchingEngine
-ENGINES = ("auto", "compiled", "torch")
+Engine: TypeAlias = CompiledEngine | TorchEngine | SwitchingEngine | TritonEngine
+ENGINES = ("auto", "compiled", "triton", "torch")
 PARALLEL = ("none", "data", "features")
 PRECISIONS = ("auto", "float32", "bfloat16")
 LAST = 0.05
 """Share of the steps, at the end, over which `final_loss` and `l0` are averaged."""
+ASK_EVERY = 20
+"""Steps between which several processes agree on whether to write a checkpoint."""
 SETTLE_TOKENS = 16_384
 """Rows from which an architecture may set what it needs at the end."""
 PRESETS: dict[str, dict[str, Any]] = {
@@ -59,7 +62,9 @@ class FitOptions:
     center: bool = True
     """Whether the data's mean is taken out. Means kill features at the start (docs/benchmarks.md has the measured effect)."""
     engine: str = "auto"
-    """`compiled` (C++ kernels, on a CPU), `torch` (autograd, anywhere), or `auto`: the first that serves the architecture."""
+    """`compiled` (C++ kernels, on a CPU), `triton` (on a GPU), `torch` (autograd, anywhere), or `auto`: the first that serves."""
+    device: str | None = None
+    """Where training takes place, such as `cuda`; None: where the activations are (harvests are read to the CPU)."""
     precision: str = "auto"
     """Of the encoder's product in the compiled engine: `float32`, `bfloat16`, or `auto`: bfloat16 where the processor has AMX."""
     dense_above: float | None = None
@@ -134,7 +139,8 @@ def fit_many(activations: Any, plans: Sequence[Mapping[str, Any]], *, data_seed:
     if not ready:
         raise BadValue("fit_many needs at least one plan, such as {'arch': 'topk', 'width': 4096, 'k': 32}.")
     stream = open_stream(activations, **_form(ready))
-    scaling = scaling_of(stream.sample(), stream.widths, center=options.center)
+    scaling = scaling_of(stream.sample(), stream.widths, center=options.center).to(options.device)
+    stream.fingerprint()  # of the rows that come first, before an iterator moves on
     run = Run(ready, options, stream, scaling, data_seed)
     run.train()
     return run.finish()
@@ -209,7 +215,8 @@ class Run:
     def _low(self) -> bool:
         asked = self.options.precision
         has_amx = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
-        return asked == "bfloat16" or (asked == "auto" and self.scaling.mean.device.type == "cpu" and bool(has_amx()))
+        kind = self.scaling.mean.device.type
+        return asked == "bfloat16" or (asked == "auto" and (kind == "cuda" or (kind == "cpu" and bool(has_amx()))))
 
     def train(self) -> None:
         """Take every step, from the checkpoint on if there is one."""
@@ -225,9 +232,18 @@ class Run:
                     raise BadValue(f"The activations ended after {number * self.options.batch} of {max(self.totals)} tokens; give more, or a smaller tokens=.")
                 self._step(rows, number)
                 bar.step(note=self._note(number))
-                if self.options.checkpoint and time.monotonic() - written >= self.options.checkpoint_seconds:
+                if self._due(number, written):
                     self._write_checkpoint(number + 1)
                     written = time.monotonic()
+
+    def _due(self, number: int, written: float) -> bool:
+        """Whether a checkpoint is to be written: several processes write after the same step, and ask each other seldom."""
+        if not self.options.checkpoint:
+            return False
+        due = time.monotonic() - written >= self.options.checkpoint_seconds
+        if self.exchange.shards * self.exchange.replicas == 1:
+            return due
+        return number % ASK_EVERY == 0 and bool(self.exchange.agree(float(due)))
 
     def _step(self, rows: Tensor, number: int) -> None:
         if self.exchange.replicas > 1:
@@ -292,7 +308,10 @@ class Run:
         for place, engine in enumerate(self.engines):
             own = {name.split("/", 1)[1]: value for name, value in tensors.items() if name.startswith(f"{place}/")}
             engine.training.restore(own)
-        return int(facts["step"])
+        step = int(facts["step"])
+        if self.exchange.agree(step) != step:
+            raise BadValue(f"{path} stands at another step than the first process's checkpoint; remove the checkpoints of all processes to start again.")
+        return step
 
     # ---- the end --------------------------------------------------------------------------------------------------------
 
@@ -301,9 +320,9 @@ class Run:
         path = self._path()
         if path is not None:
             path.unlink(missing_ok=True)
-        return [self._fold(*found) for found in zip(self.plans, self.engines, self.steps, self.totals)]
+        return [self._fold(*found) for found in zip(self.plans, self.engines, self.steps)]
 
-    def _fold(self, plan: Plan, engine: Engine, steps: int, total: int) -> Dictionary:
+    def _fold(self, plan: Plan, engine: Engine, steps: int) -> Dictionary:
         training, mean, scale = engine.training, self.scaling.mean, self.scaling.scale
         dictionary = training.dictionary
         dead = int(self.exchange.sum_of_shards((training.silent >= training.rule.dead_after).sum().float()))
@@ -315,9 +334,12 @@ class Run:
         dictionary.settle(self.scaling.of(self.stream.sample(SETTLE_TOKENS))[:, :width])
         dictionary.fold(mean[:width], scale[:width], mean[out], scale[out])
         tail = max(1, round(LAST * steps))
+        if not bool(torch.isfinite(training.errors[-tail:]).all()) or not bool(torch.isfinite(dictionary.W_dec).all()):
+            raise BadValue(f"Training diverged: its loss is not finite. Try a smaller learning_rate than {self._peak(plan):.3g}, or clip=1.0.")
         options = {name: value for name, value in dataclasses.asdict(self.options).items() if name not in ("checkpoint", "checkpoint_seconds", "show")}
         dictionary.about = training_facts(
-            tokens=total, seed=plan.seed, data_seed=self.data_seed, **{**options, "engine": engine.name, "learning_rate": self._peak(plan)},
+            tokens=steps * self.options.batch, seed=plan.seed, data_seed=self.data_seed,
+            **{**options, "engine": engine.name, "learning_rate": self._peak(plan)},
             final_loss=float(training.errors[-tail:].mean()) / dictionary.d_out, l0=float(training.active[-tail:].mean()),
             dead=dead, never_fired=never, dead_after_tokens=training.rule.dead_after, scale=[float(value) for value in scale.unique()],
             seconds=round(time.monotonic() - self.started, 2), **self.stream.facts,
@@ -335,7 +357,15 @@ def _choose(training: Training, options: FitOptions, exchange: Exchange) -> Engi
             return _compiled(training, options, exchange)
         except NoCompiler as error:
             raise BadValue(f"engine='compiled' is not available: {error}. Use engine='torch'.") from error
-    if options.engine == "torch" or not on_cpu or not knows(training.dictionary):
+    if options.engine == "triton":
+        return TritonEngine(training, exchange)
+    if options.engine == "torch" or (on_cpu and not knows(training.dictionary)):
+        return TorchEngine(training, exchange)
+    if not on_cpu:
+        reason = obstacle(training.dictionary, exchange)
+        if reason is None:
+            return TritonEngine(training, exchange)
+        print(f"fit: training with engine='torch', because the triton engine {reason}.", file=sys.stderr)
         return TorchEngine(training, exchange)
     try:
         return _compiled(training, options, exchange)
