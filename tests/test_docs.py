@@ -78,7 +78,10 @@ def test_commands_in_the_docs_exist() -> None:
         typed = "\n".join(re.findall(r"^```(?:sh|console)\n(.*?)^```", text, re.DOTALL | re.MULTILINE))
         shown = re.findall(r"^(?:\$ )?glasshouse (\w+)([^\n#|]*)", typed, re.MULTILINE) + re.findall(r"`glasshouse (\w+)([^`\n]*)`", text)
         for verb, rest in shown:
-            options = {name for parameter in getattr(verbs.get(verb), "params", ()) for name in parameter.opts} | {"--help", "--debug"}
+            command = verbs.get(verb)
+            for word in rest.split():  # a verb of a group, as in `glasshouse dict train`
+                command = getattr(command, "commands", {}).get(word, command)
+            options = {name for parameter in getattr(command, "params", ()) for name in parameter.opts} | {"--help", "--debug"}
             if verb not in verbs:
                 wrong.append(f"{page.name}: glasshouse {verb}")
             elif verb != "world":
