@@ -34,9 +34,9 @@ class JumpReLUSettings(Settings):
     warmup: float | None = None
     """Share of the steps over which the weight grows from 0; None: 0.05, for tanh the whole run."""
     bandwidth: float | None = None
-    """Width of the straight-through window; None: 0.05 for step, 2 for tanh."""
+    """Width of the straight-through window; None: 0.5 for step, 2 for tanh."""
     start_threshold: float | None = None
-    """Thresholds at the start; None: 0.02 for step, 0.1 for tanh."""
+    """Thresholds at the start; None: 0.5 for step (about a seventh of a usual activation), 0.1 for tanh."""
     tanh_scale: float = 4.0
     """c of the tanh penalty."""
     pre_activation: float = 3e-6
@@ -99,7 +99,7 @@ class JumpReLU(Dictionary):
     @property
     def bandwidth(self) -> float:
         """Width of the straight-through window."""
-        return self.settings.bandwidth or (2.0 if self.tanh else 0.05)
+        return self.settings.bandwidth or (2.0 if self.tanh else 0.5)
 
     def penalty(self, progress: float) -> float:
         """The weight of the sparsity penalty at a share of the steps."""
@@ -136,7 +136,7 @@ class JumpReLU(Dictionary):
         super().start(generator)
         with torch.no_grad():
             start = self.settings.start_threshold
-            self.threshold.fill_((0.1 if self.tanh else 0.02) if start is None else start)
+            self.threshold.fill_((0.1 if self.tanh else 0.5) if start is None else start)
             if self.tanh:
                 self.W_dec.copy_((torch.rand(self.d_dict, self.d_out, generator=generator) * 2 - 1) / self.d_out**0.5)
                 self.W_enc.copy_(self.W_dec.t() * min(1.0, self.d_model / self.d_dict))
