@@ -25,7 +25,7 @@ STILL_RATE = 1e-6
 """A learning rate that leaves the number of active features where it was put; the cost of a step does not depend on it."""
 LONG = 10_000_000
 """Tokens of silence after which a feature is dead where speed is measured: what dictionary_learning and sparsify have."""
-BANDWIDTH = 0.05
+BANDWIDTH = 0.5
 
 
 @dataclass(frozen=True)

@@ -192,8 +192,8 @@ def test_batchtopk_is_as_sparse_as_it_was_trained_after_folding() -> None:
 def test_a_learnt_threshold_moves() -> None:
     """SAELens #494: the logarithm of the threshold had no gradient."""
     x = Planted(D, 32, 3.0).rows(0, 8000)
-    first = fit(x, "jumprelu", width=48, tokens=512, batch=256, show=False)
-    later = fit(x, "jumprelu", width=48, tokens=25_000, batch=256, show=False)
+    first = fit(x, "jumprelu", width=48, tokens=512, batch=256, start_threshold=0.02, show=False)
+    later = fit(x, "jumprelu", width=48, tokens=25_000, batch=256, start_threshold=0.02, show=False)
     assert later.threshold.std() > 2 * first.threshold.std()
     assert score(later, x).l0.value < 0.7 * score(first, x).l0.value
 

@@ -61,7 +61,7 @@ def test_pooled_is_the_largest_over_tokens(nano: Model, dictionary: Dictionary) 
 
 def word_detector(model: Model, word: str, feature: int = 11) -> Dictionary:
     """A dictionary with one feature for a word (read off the embedding) among random ones."""
-    found = JumpReLU(96, 64).requires_grad_(False)
+    found = JumpReLU(96, 64, start_threshold=0.02).requires_grad_(False)
     found.start(torch.Generator().manual_seed(3))
     (token,) = model.encode(word)
     row = model.hf.get_input_embeddings().weight[token].detach()
