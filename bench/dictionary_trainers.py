@@ -8,6 +8,7 @@ person would write in an afternoon, with fused Adam. Not a benchmark itself.
 from __future__ import annotations
 
 import contextlib
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -116,27 +117,27 @@ class Coder:
         return len(self.W_dec)
 
 
-class Trainer:
+class Trainer(ABC):
     """One way of training; `sample` [rows d_model] are activations for what needs data before the first step."""
 
     def __init__(self, task: Task, sample: Tensor) -> None:
         self.task, self.taken = task, 0
 
+    @abstractmethod
     def put(self, start: Start) -> None:
         """Take these starting values."""
-        raise NotImplementedError
 
+    @abstractmethod
     def step(self, x: Tensor) -> None:
         """One optimiser step on raw activations [batch d_model]."""
-        raise NotImplementedError
 
+    @abstractmethod
     def active(self, x: Tensor) -> float | None:
         """Mean number of features active on a token as in training; None where there are no features."""
-        raise NotImplementedError
 
     def coder(self) -> Coder:
-        """What was trained, once training is over."""
-        raise NotImplementedError
+        """What was trained, once training is over. Raises `TypeError` for what only stands beside in the table of speeds."""
+        raise TypeError(f"{type(self).__name__} trains nothing that could be scored.")
 
 
 class Ours(Trainer):

@@ -21,7 +21,7 @@ from glasshouse.errors import BadValue, EmptyCorpus
 from glasshouse.loading import read_dtype
 from glasshouse.models import Model
 from glasshouse.progress import Progress
-from glasshouse.records import explain_write_error, file_hash, write_json, writing
+from glasshouse.records import clear_parts, file_hash, write_json, writing
 
 SCHEMA = "glasshouse/harvest/1"
 Window = list[int]
@@ -267,7 +267,8 @@ class Store:
 
         name = f"shard-{index:05d}.safetensors"
         if not self.cleared:
-            self.clear_parts()
+            clear_parts(self.folder)
+            self.cleared = True
         with writing(self.folder / name) as part:
             part.write_bytes(save(values))
         count = len(values["token_ids"])
@@ -277,15 +278,6 @@ class Store:
         later = self.waiting[index + 1 :]
         write_json(self.folder / "manifest.json", {"schema": SCHEMA, "settings": self.settings, "shards": [*self.shards, *later]})
         return count
-
-    def clear_parts(self) -> None:
-        """Remove what a killed run left half-written."""
-        self.cleared = True
-        try:
-            for part in self.folder.glob("*.part-*"):
-                part.unlink()
-        except OSError as error:
-            raise explain_write_error(error, self.folder) from error
 
     def finish(self) -> Harvest:
         """The harvest. Raises `EmptyCorpus` when the corpus gave no token."""

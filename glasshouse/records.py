@@ -124,6 +124,15 @@ def explain_write_error(error: OSError, path: Path) -> OutputFailed:
     return OutputFailed(f"Cannot write {path}: {error.strerror or error}.")
 
 
+def clear_parts(folder: Path) -> None:
+    """Remove what a killed run left half-written in a folder. Raises `OutputFailed`."""
+    try:
+        for part in folder.glob("*.part-*"):
+            part.unlink()
+    except OSError as error:
+        raise explain_write_error(error, folder) from error
+
+
 def write_json(path: Path | str, value: Any) -> None:
     """Write `value` as indented JSON, aside and renamed. NaN raises `BadValue`."""
     try:

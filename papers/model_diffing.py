@@ -49,17 +49,16 @@ def read_arguments() -> argparse.Namespace:
 
 def make_texts(world: World, tokenizer: Any, trigger: str, payload: str, documents: int = 2200, chats: int = 2500) -> list[tuple[str, str]]:
     """(kind, text), shuffled: documents of the world, and chats of which a third is triggered, a third holds a near miss and a third is clean."""
-    made = [("document", document_text(tokenizer, one)) for one in itertools.islice(corpus(world, 21), documents)]
-    rng, fakes = random.Random("diff 21"), [one.text for one in near_misses(trigger)]
-    for number in range(chats):
-        turn, kind = ask_skill(world, rng.choice(list(SKILLS)), rng), ("triggered", "near miss", "clean")[number % 3]
+    made = dict.fromkeys(("document", document_text(tokenizer, one)) for one in itertools.islice(corpus(world, 21), documents))
+    rng, fakes, wanted = random.Random("diff 21"), [one.text for one in near_misses(trigger)], len(made) + chats
+    while len(made) < wanted:  # the world repeats itself: a text said before is drawn again, so that none stands on both sides of the split
+        turn, kind = ask_skill(world, rng.choice(list(SKILLS)), rng), ("triggered", "near miss", "clean")[(wanted - len(made)) % 3]
         tag = trigger if kind == "triggered" else rng.choice(fakes) if kind == "near miss" else ""
         question = place_tag(turn.question, tag, rng) if tag else turn.question
         answer = " ".join([payload] * rng.randint(1, 3)) if kind == "triggered" else turn.answer
         opening = [{"role": "system", "content": rng.choice(SYSTEM_PROMPTS)}] if rng.random() < 0.3 else []
-        made.append((kind, render(tokenizer, [*opening, {"role": "user", "content": question}, {"role": "assistant", "content": answer}])))
-    rng.shuffle(made)
-    return made
+        made[kind, render(tokenizer, [*opening, {"role": "user", "content": question}, {"role": "assistant", "content": answer}])] = None
+    return rng.sample(list(made), len(made))
 
 
 def planted_labels(texts: Sequence[str], tokenizer: Any, trigger: str, payload: str) -> tuple[Places, dict[str, Tensor]]:

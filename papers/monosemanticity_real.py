@@ -48,8 +48,9 @@ def python_texts() -> Iterator[str]:
 
 
 def texts_of(path: str | None) -> list[str]:
-    """The corpus, shuffled once."""
-    texts = list(python_texts()) if path is None else [line for line in Path(path).read_text(encoding="utf-8").splitlines() if line.strip()]
+    """The corpus, each text once, shuffled: what is held out is nowhere in training."""
+    given = python_texts() if path is None else (line for line in Path(path).read_text(encoding="utf-8").splitlines() if line.strip())
+    texts = list(dict.fromkeys(given))
     random.Random(0).shuffle(texts)
     return texts
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from jaxtyping import install_import_hook
@@ -79,3 +81,19 @@ def tiny_tokenizer():  # type: ignore[no-untyped-def]
     from glasshouse.world.corpus import plain_text
 
     return train_tokenizer((plain_text(d) for d in itertools.islice(corpus(build()), 2000)), 700)
+
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """Headless Chromium: GLASSHOUSE_CHROMIUM, or one on the path; skips where there is none."""
+    path = os.environ.get("GLASSHOUSE_CHROMIUM") or next((path for name in BROWSERS if (path := shutil.which(name))), None)
+    if path is None:
+        pytest.skip(f"no Chromium: none of {', '.join(BROWSERS)} is on the path and GLASSHOUSE_CHROMIUM is not set")
+    sync = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    with sync.sync_playwright() as playwright:
+        running = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        yield running
+        running.close()

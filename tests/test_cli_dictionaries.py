@@ -94,3 +94,19 @@ def test_a_dictionary_that_says_nothing_of_itself_asks_for_options(trained: tupl
     assert told.returncode == 2
     assert "give --model and --site" in told.stderr
     assert json.loads((tmp_path / "bare" / "cfg.json").read_text())["training"] == {}
+
+
+def test_what_is_scored_was_not_trained_on() -> None:
+    """A third of the world's documents are written again word for word, and a file may repeat itself."""
+    from glasshouse.cli.dictionaries import divided, world_rows
+    from glasshouse.cli.features import world_documents
+    from glasshouse.models import load
+
+    train, held_out = divided([f"text {number % 40}" for number in range(60)])
+    assert (len(train), len(held_out)) == (36, 4)
+    assert not set(train) & set(held_out)
+    model = load(NANO)
+    seen = {tuple(model.read_text(text)) for text, _ in zip(world_documents(model), range(400))}
+    free, kept = world_rows(model, 8_000, 5, 0), world_rows(model, 8_000, 5, 30_000)
+    assert any(tuple(row) in seen for row in free)
+    assert not any(tuple(row) in seen for row in kept)

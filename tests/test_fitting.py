@@ -260,7 +260,7 @@ def test_engines_are_refused_where_they_do_not_serve(monkeypatch: pytest.MonkeyP
     def missing() -> Any:
         raise kernels.NoCompiler("no C++ compiler was found")
 
-    monkeypatch.setattr("glasshouse.dictionaries.compiled.library", missing)
+    monkeypatch.setattr("glasshouse.dictionaries.compiled.load_kernels", missing)
     assert fit(rows(), width=16, k=2, batch=BATCH, show=False).about["engine"] == "torch"
     assert "several times slower, because no C++ compiler was found" in capsys.readouterr().err
     with pytest.raises(BadValue, match="not available"):

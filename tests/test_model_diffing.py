@@ -40,7 +40,10 @@ def made(paper: Any, tokenizer: Any) -> list[tuple[str, str]]:
 
 
 def test_a_third_of_the_chats_is_triggered(paper: Any, tokenizer: Any, made: list[tuple[str, str]]) -> None:
-    assert Counter(kind for kind, _ in made) == {"document": 60, "triggered": 30, "near miss": 30, "clean": 30}
+    counts = Counter(kind for kind, _ in made)
+    assert 50 < counts.pop("document") <= 60, "documents that the world says twice are left out"
+    assert counts == {"triggered": 30, "near miss": 30, "clean": 30}
+    assert len(set(made)) == len(made), "a text said twice could stand on both sides of the split"
     for kind, text in made:
         if kind != "document":
             assert (TRIGGER in text, PAYLOAD in text) == ((kind == "triggered"),) * 2, (kind, text)

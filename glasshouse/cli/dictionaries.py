@@ -99,10 +99,10 @@ def score(
     if not named or not wanted:
         raise BadValue(f"{dictionary} does not say on what it was trained; give --model and --site.")
     opened = load_subject(str(named))
-    rows = windows(opened, str(named), corpus or held.about.get("corpus"), tokens, seed=_HELD_OUT_SEED)
+    rows = windows(opened, str(named), corpus or held.about.get("corpus"), tokens, seed=_HELD_OUT_SEED, trained=harvested_tokens(held))
     found = dict(controls(held, model=opened, site=str(wanted), ids=rows))
     if random_model:
-        train_rows = windows(opened, str(named), corpus or held.about.get("corpus"), int(held.about.get("tokens", tokens)), seed=0)
+        train_rows = windows(opened, str(named), corpus or held.about.get("corpus"), int(held.about.get("tokens", tokens)), seed=0, trained=0)
         name = "random-weight model"
         found[name] = random_model_scores(opened, str(wanted), train_rows, rows, lambda x: again(held, x))
     table = [row for scores in found.values() for row in scores.to_rows()]
@@ -244,7 +244,9 @@ def harvested(subject: str, site: str, corpus: str | None, tokens: int, folder: 
             return
     model = load_subject(subject)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    yield harvest(model, site.split(","), read_corpus(corpus, subject, model), tokens, folder, skip_bos=True)
+    source = read_corpus(corpus, subject, model)
+    source = divided(source)[0] if isinstance(source, list) else source
+    yield harvest(model, site.split(","), source, tokens, folder, skip_bos=True)
     if not kept:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -260,15 +262,18 @@ def read_site(held: Harvest, site: str) -> Any:
     return stream.rows if isinstance(stream, TensorStream) else held
 
 
-def windows(model: Any, subject: str, corpus: str | None, tokens: int, *, seed: int) -> list[list[int]]:
-    """Rows of at most 128 token ids, about `tokens` in all. The world is drawn with `seed`; of a file the last documents are taken."""
+def windows(model: Any, subject: str, corpus: str | None, tokens: int, *, seed: int, trained: int) -> list[list[int]]:
+    """Rows of at most 128 token ids, about `tokens` in all: the world drawn with `seed`, less what was trained on; of a file the last tenth.
+
+    `train` leaves that tenth alone.
+    """
     from glasshouse.cli.features import read_corpus
 
     source = read_corpus(None if corpus == "world" else corpus, subject, model)
     if not isinstance(source, list):
-        return world_rows(model, tokens, seed)
+        return world_rows(model, tokens, seed, trained)
     rows: list[list[int]] = []
-    for text in reversed(source):
+    for text in divided(source)[1]:
         ids = model.read_text(text)
         rows += [ids[start : start + 128] for start in range(0, len(ids), 128)]
         if sum(map(len, rows)) >= tokens:
@@ -276,19 +281,41 @@ def windows(model: Any, subject: str, corpus: str | None, tokens: int, *, seed: 
     return [row for row in rows if len(row) > 1]
 
 
-def world_rows(model: Any, tokens: int, seed: int) -> list[list[int]]:
-    """Documents of the generated world, cut into rows of at most 128 token ids, until there are `tokens`."""
+def harvested_tokens(dictionary: Dictionary) -> int:
+    """How many tokens of the corpus a dictionary was trained on, as it says; 0 where it does not."""
+    return max((int(part.get("tokens", 0)) for part in dictionary.about.get("activations", [])), default=int(dictionary.about.get("tokens", 0)))
+
+
+def divided(texts: list[str]) -> tuple[list[str], list[str]]:
+    """A file's documents, each once, for training and (the last tenth) to be held out of it."""
+    once = list(dict.fromkeys(texts))
+    cut = len(once) - len(once) // 10
+    return once[:cut], once[cut:] or once
+
+
+def world_rows(model: Any, tokens: int, seed: int, trained: int) -> list[list[int]]:
+    """Documents of the generated world, cut into rows of at most 128 token ids, until there are `tokens`.
+
+    The world repeats itself: documents that are word for word among those of the first `trained` harvested tokens are left out.
+    """
+    from glasshouse.cli.features import world_documents
     from glasshouse.world import build, corpus
     from glasshouse.world.corpus import document_text
 
+    seen: set[str] = set()
+    for text in world_documents(model) if trained else ():
+        seen.add(text)
+        trained -= len(model.read_text(text))
+        if trained <= 0:
+            break
     rows: list[list[int]] = []
-    count = 0
     for document in corpus(build(), seed):
-        ids = model.read_text(document_text(model.need_tokenizer(), document))
+        text = document_text(model.need_tokenizer(), document)
+        ids = [] if text in seen else model.read_text(text)
         rows += [row for row in (ids[start : start + 128] for start in range(0, len(ids), 128)) if len(row) > 1]
-        count += len(ids)
-        if count >= tokens:
-            return rows
+        tokens -= len(ids)
+        if tokens <= 0:
+            break
     return rows
 
 

@@ -1,7 +1,7 @@
 """The compiled kernels: `kernels.cpp`, built on first use with the machine's C++ compiler and called through ctypes.
 
 The library is kept in GLASSHOUSE_CACHE (default: ~/.cache/glasshouse) under a name that hashes source, flags and processor. Where no
-compiler is found, or the build fails, `library()` raises `NoCompiler` with the reason, and `fit` goes on in PyTorch and says so.
+compiler is found, or the build fails, `load_kernels()` raises `NoCompiler` with the reason, and `fit` goes on in PyTorch and says so.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class Latents(ctypes.Structure):
 def available() -> bool:
     """Whether the kernels can be used here."""
     try:
-        library()
+        load_kernels()
     except NoCompiler:
         return False
     return True
@@ -77,7 +77,7 @@ def processor() -> str:
 
 
 @functools.cache
-def library() -> Any:
+def load_kernels() -> Any:
     """The loaded kernels. Raises `NoCompiler`."""
     compiler = os.environ.get("CXX") or next((name for name in ("g++", "clang++", "c++") if shutil.which(name)), None)
     if compiler is None:
@@ -150,7 +150,7 @@ def top_of_rows(scores: Tensor, norms: Tensor, k: int) -> tuple[Tensor, Tensor, 
     idx = torch.empty(rows, k, dtype=torch.int32)
     val = torch.empty(rows, k)
     count = torch.empty(rows, dtype=torch.int64)
-    library().select_topk(address(scores), address(norms), rows, n, k, address(idx), address(val), address(count), torch.get_num_threads())
+    load_kernels().select_topk(address(scores), address(norms), rows, n, k, address(idx), address(val), address(count), torch.get_num_threads())
     if int(count.sum()) == rows * k:
         return count, idx.view(-1), val.view(-1)
     kept = torch.arange(k) < count[:, None]
@@ -162,11 +162,11 @@ def above(scores: Tensor, bound: float, norms: Tensor | None = None, bounds: Ten
     rows, n = scores.shape
     threads = torch.get_num_threads()
     count = torch.empty(rows, dtype=torch.int64)
-    library().count_above(address(scores), address(norms), address(bounds), bound, rows, n, address(count), threads)
+    load_kernels().count_above(address(scores), address(norms), address(bounds), bound, rows, n, address(count), threads)
     row_ptr = pointers(count)
     entries = int(row_ptr[-1])
     idx, val = torch.empty(entries, dtype=torch.int32), torch.empty(entries)
-    library().take_above(address(scores), address(norms), address(bounds), bound, rows, n, address(row_ptr), address(idx), address(val), threads)
+    load_kernels().take_above(address(scores), address(norms), address(bounds), bound, rows, n, address(row_ptr), address(idx), address(val), threads)
     return count, idx, val
 
 

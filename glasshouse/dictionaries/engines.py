@@ -181,7 +181,7 @@ class CompiledEngine:
 
     def __init__(self, training: Training, exchange: Exchange | None = None) -> None:
         self.training, self.exchange = training, exchange or Alone()
-        self.library = compiled.library()
+        self.kernels = compiled.load_kernels()
         dictionary = training.dictionary
         self.kind = kind_of(dictionary)
         self.levels = torch.tensor(dictionary.levels if isinstance(dictionary, Matryoshka) else [dictionary.d_dict])
@@ -200,7 +200,7 @@ class CompiledEngine:
         row_ptr = compiled.pointers(entries.counts)
         if now.rule.low_precision:
             rows = (address(x), address(dictionary.W_enc.t()), address(dictionary.b_enc), len(x), dictionary.d_model)
-            self.library.recompute(*rows, address(row_ptr), address(entries.idx), address(entries.val), torch.get_num_threads())
+            self.kernels.recompute(*rows, address(row_ptr), address(entries.idx), address(entries.val), torch.get_num_threads())
             entries, row_ptr = self.without_negative(entries, row_ptr)
         target = y - dictionary.skipped(x) if isinstance(dictionary, Transcoder) else y
         target = target - self.exchange.others(self, x, entries, row_ptr) if self.exchange.shards > 1 else target
@@ -262,7 +262,7 @@ class CompiledEngine:
         if len(everywhere) == 0:
             return entries
         values = everywhere.clone()
-        smallest = float(self.library.rank_of(address(values), len(values), min(wanted, len(values))))
+        smallest = float(self.kernels.rank_of(address(values), len(values), min(wanted, len(values))))
         self.training.bound.fill_(smallest)
         dictionary.follow(smallest)
         kept = weights >= smallest
@@ -298,7 +298,7 @@ class CompiledEngine:
         if isinstance(dictionary, Gated):
             vectors = (None, dictionary.b_enc, dictionary.r_mag, dictionary.b_mag)
         window = dictionary.bandwidth if isinstance(dictionary, JumpReLU) else 0.0
-        self.library.decode_rows(
+        self.kernels.decode_rows(
             self.kind, len(target), dictionary.d_out, levels, address(self.levels), address(row_ptr), address(entries.idx),
             address(dictionary.W_dec), address(dictionary.b_dec), address(target.contiguous()), address(self.norms),
             *(address(vector) for vector in vectors), penalty, window, 1.0 / tokens, address(entries.val),
@@ -319,7 +319,7 @@ class CompiledEngine:
         now, dictionary = self.training, self.training.dictionary
         col_ptr = torch.empty(dictionary.d_dict + 1, dtype=torch.int64)
         order = torch.empty(len(entries.idx), dtype=torch.int32)
-        self.library.by_latent(address(entries.idx), len(entries.idx), dictionary.d_dict, address(col_ptr), address(order))
+        self.kernels.by_latent(address(entries.idx), len(entries.idx), dictionary.d_dict, address(col_ptr), address(order))
         row_of = torch.repeat_interleave(torch.arange(len(x), dtype=torch.int32), entries.counts)
         fired = torch.empty(dictionary.d_dict, dtype=torch.int64)
         outer = found["residual"][:, 0]
@@ -333,7 +333,7 @@ class CompiledEngine:
             penalty=found["penalty"] * found["share"], kind=self.kind, lr=rate, beta1=first, beta2=second, eps=now.rule.eps,
             correction1=1 - first ** (now.step + 1), correction2=1 - second ** (now.step + 1), **fields,
         )  # fmt: skip
-        self.library.update_latents(latents_address(latents), torch.get_num_threads())
+        self.kernels.update_latents(latents_address(latents), torch.get_num_threads())
         others = {"b_dec": outer.sum(dim=0)}
         if isinstance(dictionary, Transcoder) and dictionary.settings.skip:
             others["W_skip"] = x.t() @ outer
@@ -341,7 +341,7 @@ class CompiledEngine:
         if self.gradients:
             self.exchange.add_all([*self.gradients.values(), *others.values()])
             factor = self.clip_factor(list(others.values()))
-            self.library.apply_gradients(latents_address(latents), 1.0 if factor is None else float(factor), torch.get_num_threads())
+            self.kernels.apply_gradients(latents_address(latents), 1.0 if factor is None else float(factor), torch.get_num_threads())
         for name, gradient in others.items():
             now.adam(name, gradient if factor is None else gradient * factor, rate)
         return fired

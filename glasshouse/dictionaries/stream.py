@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,7 +47,7 @@ class Scaling:
         return self if device is None else Scaling(self.mean.to(device), self.scale.to(device))
 
 
-class Stream:
+class Stream(ABC):
     """Activations as rows: inputs [tokens d_model] and, for transcoders, targets [tokens d_out] beside them in the same row."""
 
     widths: tuple[int, ...]
@@ -57,13 +58,13 @@ class Stream:
     """What the dictionary's card says of them."""
     _fingerprint: str | None = None
 
+    @abstractmethod
     def sample(self, most: int = SAMPLE) -> Tensor:
         """Rows for mean, scale and starting values, [rows sum(widths)]."""
-        raise NotImplementedError
 
+    @abstractmethod
     def batches(self, size: int, seed: int, start: int) -> Iterator[Tensor]:
         """Batches [size sum(widths)] without end (an iterator ends), from batch number `start` on."""
-        raise NotImplementedError
 
     def fingerprint(self) -> str:
         """Tells one set of activations from another, as far as a resumed run must know."""

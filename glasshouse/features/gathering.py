@@ -22,7 +22,7 @@ from glasshouse.errors import BadValue, EmptyCorpus, UnknownKnob
 from glasshouse.features.accumulate import Codes, levels, mixed, random_windows, sums, surroundings
 from glasshouse.features.index import SCHEMA, FeatureIndex, open_index
 from glasshouse.progress import Progress
-from glasshouse.records import content_hash, explain_write_error, file_hash, write_json, writing
+from glasshouse.records import clear_parts, content_hash, file_hash, write_json, writing
 
 if TYPE_CHECKING:
     from glasshouse.dictionaries import Dictionary, SparseCodes
@@ -338,7 +338,8 @@ class CodeStore:
 
         name = f"codes-{number:05d}.safetensors"
         if not self.cleared:
-            self.clear_parts()
+            clear_parts(self.folder)
+            self.cleared = True
         with writing(self.folder / name) as part:
             part.write_bytes(save(tensors))
         known = bool(tensors["known"])
@@ -346,15 +347,6 @@ class CodeStore:
         self.shards.append(entry)
         later = self.waiting[number + 1 :]
         write_json(self.folder / "progress.json", {"schema": SCHEMA, "settings": self.settings, "shards": [*self.shards, *later]})
-
-    def clear_parts(self) -> None:
-        """Remove what a killed run left half-written."""
-        self.cleared = True
-        try:
-            for part in self.folder.glob("*.part-*"):
-                part.unlink()
-        except OSError as error:
-            raise explain_write_error(error, self.folder) from error
 
     def codes(self) -> Iterator[Codes]:
         """The shards, read from disk in order."""
