@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from glasshouse.activations import Harvest, harvest
     from glasshouse.audit import audit
+    from glasshouse.conditions import When
     from glasshouse.dictionaries import Dictionary, fit, load_dictionary
     from glasshouse.edits import Ablate, Add, Clamp, Edit, Patch
     from glasshouse.errors import GlasshouseError
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     from glasshouse.organisms import grow
     from glasshouse.records import Record, Row
     from glasshouse.specimens import Specimen
+    from glasshouse.sweeping import sweep
+    from glasshouse.vectors import Vector, contrast, load_vector
 
 _HOMES = {
     "load": "models",
@@ -40,6 +43,11 @@ _HOMES = {
     "fit": "dictionaries",
     "Dictionary": "dictionaries",
     "load_dictionary": "dictionaries",
+    "Vector": "vectors",
+    "contrast": "vectors",
+    "load_vector": "vectors",
+    "When": "conditions",
+    "sweep": "sweeping",
     "harvest": "activations",
     "Harvest": "activations",
     "grow": "organisms",
@@ -53,8 +61,8 @@ _HOMES = {
 
 __version__ = "0.1.0"
 __all__ = [
-    "load", "Model", "Add", "Clamp", "Ablate", "Patch", "Edit", "harvest", "Harvest", "fit", "Dictionary", "load_dictionary",
-    "grow", "Specimen", "ask", "audit", "Record", "Row", "GlasshouseError",
+    "load", "Model", "Add", "Clamp", "Ablate", "Patch", "When", "Edit", "Vector", "contrast", "load_vector", "sweep", "harvest", "Harvest",
+    "fit", "Dictionary", "load_dictionary", "grow", "Specimen", "ask", "audit", "Record", "Row", "GlasshouseError",
 ]  # fmt: skip
 
 

@@ -8,9 +8,10 @@ Not here: which positions are meant (`positions.py`), and where the sites are (`
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias
 
 import torch
@@ -44,25 +45,33 @@ class Add:
     """
 
     site: Any
-    """A site's name, or a vector object that has `.site` and `.tensor` (then `vector` is left out)."""
+    """A site's name, or a `Vector` (anything with `.site` and `.tensor`; then `vector` is left out)."""
     vector: Any = None
-    """`[d_model]`; `[batch d_model]`: each prompt its own; with positions="front" `[k d_model]`, on the first k prompt tokens."""
+    """`[d_model]`; `[batch d_model]`: each prompt its own; with positions="front" `[k d_model]`, on the first k prompt tokens, or
+    `[batch k d_model]`."""
     coef: float | Tensor = 1.0
     """Factor; or `[batch]`: each prompt its own."""
-    positions: Positions = "all"
-    """Where (see `positions.select`), or "front"."""
+    positions: Positions = None  # type: ignore[assignment]
+    """Where (see `positions.select`), or "front". None, which no edit keeps: the vector's own, else "all"."""
+    origin: Any = None
+    """The `Vector` it was given, whose `.check(model)` is called on entering `model.edited(...)`."""
 
     def __post_init__(self) -> None:
         if not isinstance(self.site, str):
             unpack_vector(self)
+        if self.positions is None:
+            object.__setattr__(self, "positions", getattr(self.origin, "positions", "all"))
 
     def lower(self, site: Site, d_model: int) -> Change:
         """The change as a function. Raises `BadValue`."""
-        vector = check_tensor(self.vector, "Add: the vector", d_model, axes=(1, 2))
+        front = isinstance(self.positions, str) and self.positions == "front"
+        vector = check_tensor(self.vector, "Add: the vector", d_model, axes=(1, 2, 3) if front else (1, 2))
+        if self.origin is not None and vector.ndim == 2 and not front:
+            raise BadValue(f"Add: the vector has a row for each of {len(vector)} front tokens, so it goes to positions='front' only; given {self.positions!r}.")
         coef = self.coef if isinstance(self.coef, Tensor) else float(self.coef)
         check_finite(torch.as_tensor(coef), "Add: coef")
-        if isinstance(self.positions, str) and self.positions == "front":
-            return add_in_front(vector.reshape(-1, d_model), coef)
+        if front:
+            return add_in_front(vector if vector.ndim > 1 else vector[None], coef)
         per_row = vector.ndim == 2 or (isinstance(coef, Tensor) and coef.ndim == 1)
         if isinstance(coef, Tensor) and coef.ndim == 1:
             coef = coef.to(vector.device)[:, None]
@@ -93,6 +102,8 @@ class Ablate:
     """`[d_model]` or `[k d_model]`; its length does not matter."""
     positions: Positions = "all"
     """Where."""
+    origin: Any = None
+    """The `Vector` it was given."""
 
     def __post_init__(self) -> None:
         if not isinstance(self.site, str):
@@ -177,7 +188,16 @@ class Patch:
         return change
 
 
-Edit: TypeAlias = Add | Ablate | Clamp | Patch
+class Compound(ABC):
+    """An edit at several sites whose parts belong together (`conditions.When`)."""
+
+    @abstractmethod
+    def entries(self, anatomy: Anatomy) -> list[Lowered]:
+        """Its parts, made ready. Raises `UnknownSite` and `BadValue`."""
+
+
+Single: TypeAlias = Add | Ablate | Clamp | Patch
+Edit: TypeAlias = Single | Compound
 
 
 class Ready:
@@ -224,16 +244,18 @@ def at_positions(positions: Positions, change: Callable[[Tensor], Tensor]) -> Ch
 
 
 def add_in_front(vectors: Tensor, coef: float | Tensor) -> Change:
-    """Add row i of `vectors` `[k d_model]` to prompt token i of every row (token 0 is the first that is not padding)."""
+    """Add row i of `vectors` `[k d_model]` (or `[batch k d_model]`) to prompt token i of every row (token 0 is the first that is not padding)."""
     if isinstance(coef, Tensor) and coef.ndim:
         coef = coef.to(vectors.device)[:, None, None]
     ready = Ready(lambda: coef * vectors)
-    count = vectors.shape[0]
+    count = vectors.shape[-2]
 
     def change(x: Tensor, now: Pass | None) -> Tensor:
         now = need(now)
         if not now.prompt_columns or now.past >= count:
             return x
+        if now.prompt.shortest < count:
+            raise BadValue(f"The vector is for the first {count} tokens, and a prompt has {now.prompt.shortest}; give longer prompts, or a shorter pair.")
         absolute = now.absolute().to(x.device).expand(x.shape[0], -1)
         inside = (absolute >= 0) & (absolute < count)
         values = ready(x)
@@ -274,6 +296,7 @@ def unpack_vector(edit: Add | Ablate) -> None:
         raise BadValue(f"{name}: give a site's name and a vector, or one object with .site and .tensor; given {type(given).__name__}.")
     object.__setattr__(edit, "site", given.site)
     object.__setattr__(edit, "vector", given.tensor)
+    object.__setattr__(edit, "origin", given)
 
 
 def check_tensor(value: Any, what: str, d_model: int, axes: tuple[int, ...]) -> Tensor:
@@ -342,6 +365,18 @@ class Editing:
         """True while an edit with one value for each prompt is in force."""
         return any(entry.per_row for block in self._blocks for entry in block)
 
+    @property
+    def hook_ids(self) -> frozenset[int]:
+        """The ids of the hooks that apply the edits now in force."""
+        return frozenset(handle.id for handle in self._handles)
+
+    def changes(self) -> dict[str, list[Change]]:
+        """What is done at each site now, outer blocks first: for a forward pass that runs without the hooks."""
+        found: dict[str, list[Change]] = {}
+        for entry in (entry for block in self._blocks for entry in block):
+            found.setdefault(entry.site.name, []).append(entry.change)
+        return found
+
     def describe(self) -> list[str]:
         """One line for each edit in force, with its values: equal lines mean equal edits."""
         return [describe_edit(entry.edit) for block in self._blocks for entry in block]
@@ -349,7 +384,7 @@ class Editing:
     @contextmanager
     def applied(self, edits: Sequence[Edit]) -> Iterator[None]:
         """Apply `edits` while the block lasts. Raises `UnknownSite` and `BadValue` before anything is changed."""
-        block = [self._lower(edit) for edit in edits]
+        block = [entry for edit in edits for entry in lowered(edit, self.anatomy)]
         self._blocks.append(block)
         try:
             self._install()
@@ -358,17 +393,6 @@ class Editing:
         finally:
             self._blocks = [other for other in self._blocks if other is not block]
             self._install()
-
-    def _lower(self, edit: Edit) -> Lowered:
-        if not isinstance(edit, (Add, Ablate, Clamp, Patch)):
-            raise BadValue(f"model.edited takes Add, Ablate, Clamp and Patch; given {type(edit).__name__}.")
-        sites: Mapping[str, Site] = self.anatomy.sites
-        if edit.site not in sites:
-            raise UnknownSite(str(edit.site), sites)
-        site = sites[edit.site]
-        change = scaled(edit.lower(site, self.anatomy.d_model), site.scale)
-        per_row = is_per_row(edit)
-        return Lowered(site, change, per_row or not is_simple(edit), edit, per_row)
 
     def _install(self) -> None:
         """One hook for each module and side, with all edits there, outer blocks first."""
@@ -394,11 +418,31 @@ class Editing:
         def run(raw: Tensor) -> Tensor:
             now = recorder.now
             x = raw.view(need(now).rows, -1, raw.shape[-1]) if flat else raw
-            for step in steps:
-                x = step(x, now)
+            if now is None or now.rest is None:
+                for step in steps:
+                    x = step(x, now)
+            else:  # generation without a cache: the prompt's columns and those behind it, each as a pass of its own
+                parts = [(x[:, : now.width], now), (x[:, now.width :], now.rest)]
+                for step in steps:
+                    parts = [(step(part, one), one) for part, one in parts]
+                x = torch.cat([part for part, _ in parts], dim=1)
             return x.view(raw.shape) if flat else x
 
         return run
+
+
+def lowered(edit: Edit, anatomy: Anatomy) -> list[Lowered]:
+    """An edit made ready for its site, or its sites. Raises `UnknownSite` and `BadValue`."""
+    if isinstance(edit, Compound):
+        return edit.entries(anatomy)
+    if not isinstance(edit, (Add, Ablate, Clamp, Patch)):
+        raise BadValue(f"model.edited takes Add, Ablate, Clamp, Patch and When; given {type(edit).__name__}.")
+    if edit.site not in anatomy.sites:
+        raise UnknownSite(str(edit.site), anatomy.sites)
+    site = anatomy.sites[edit.site]
+    change = scaled(edit.lower(site, anatomy.d_model), site.scale)
+    per_row = is_per_row(edit)
+    return [Lowered(site, change, per_row or not is_simple(edit), edit, per_row)]
 
 
 def first_only(step: Change) -> Callable[[Tensor], Tensor]:
@@ -424,19 +468,20 @@ def describe_edit(edit: Edit) -> str:
         if isinstance(value, Tensor):
             values = value.detach().double()
             return f"{list(value.shape)} sum {float(values.sum())!r} norm {float(values.norm())!r}"
-        return repr(value)
+        return f"[{', '.join(map(describe_edit, value))}]" if isinstance(value, list) else repr(value)
 
-    return f"{type(edit).__name__}({', '.join(f'{field.name}={show(getattr(edit, field.name))}' for field in fields(edit))})"
+    shown = (name for name in edit.__dataclass_fields__ if name != "origin")  # type: ignore[union-attr]
+    return f"{type(edit).__name__}({', '.join(f'{name}={show(getattr(edit, name))}' for name in shown)})"
 
 
-def is_simple(edit: Edit) -> bool:
+def is_simple(edit: Single) -> bool:
     """True for an edit that is the same at every position, and so need not know the pass."""
     if isinstance(edit, Patch) and torch.as_tensor(edit.tensor).ndim > 1:
         return False
     return is_all(edit.positions)
 
 
-def is_per_row(edit: Edit) -> bool:
+def is_per_row(edit: Single) -> bool:
     """True for an edit that carries one value for each prompt."""
     if isinstance(edit.positions, Tensor) and edit.positions.ndim == 2:
         return True
@@ -444,7 +489,7 @@ def is_per_row(edit: Edit) -> bool:
         return torch.as_tensor(edit.tensor).ndim == 3
     if isinstance(edit, Add):
         front = isinstance(edit.positions, str) and edit.positions == "front"
-        return torch.as_tensor(edit.coef).ndim == 1 or (torch.as_tensor(edit.vector).ndim == 2 and not front)
+        return torch.as_tensor(edit.coef).ndim == 1 or torch.as_tensor(edit.vector).ndim == (3 if front else 2)
     return False
 
 

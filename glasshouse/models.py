@@ -251,6 +251,7 @@ class Model:
 
         names = list(dict.fromkeys(names))
         wanted = len(names)
+        copy = copy and wanted > 1  # the pass ends at the last site, so nothing can write over that one
         try:
             for name in names:
                 site = self.anatomy.sites[name]
@@ -273,6 +274,9 @@ class Model:
 
     @contextmanager
     def _edited(self, edits: Sequence[Edit]) -> Iterator[Model]:
+        for edit in edits:
+            if getattr(edit, "origin", None) is not None and hasattr(edit.origin, "check"):  # type: ignore[union-attr]
+                edit.origin.check(self)  # type: ignore[union-attr]
         with self.editing.applied(edits):
             yield self
 
@@ -340,13 +344,15 @@ class Model:
         settings = Sampling(max_new_tokens=max_new_tokens, **own)
         if options:
             return self.continue_with_transformers(rows, settings, options)
-        return sample_ids(self.hf, rows, settings, self.end_ids, self.pad_id, stop_fn=stop_fn)
+        return sample_ids(self.hf, rows, settings, self.end_ids, self.pad_id, stop_fn=stop_fn, editing=self.editing)
 
     @torch.no_grad()
     def continue_with_transformers(self, rows: list[list[int]], settings: Any, options: Mapping[str, Any]) -> list[list[int]]:
         """The same through transformers' `generate()` with its own options; with num_return_sequences, rows repeat."""
         if options.get("prefill_chunk_size") and self.editing.active:
             raise BadValue("prefill_chunk_size reads a prompt in several passes, so an edit could not tell the prompt's end. Leave it out.")
+        if settings.frequency_penalty:
+            raise BadValue("frequency_penalty is not known to transformers' generate(); use repetition_penalty, or leave out its other options.")
         chosen = {"do_sample": settings.temperature > 0, **options}
         if chosen["do_sample"] and settings.temperature > 0:
             chosen = {"temperature": settings.temperature, "top_k": settings.top_k, "top_p": settings.top_p, **chosen}
@@ -358,10 +364,11 @@ class Model:
             for start in range(0, len(rows), settings.batch_size):
                 ids, mask = self.batch(rows[start : start + settings.batch_size])
                 mask = torch.ones_like(ids) if mask is None else mask
-                full = self.hf.generate(
-                    input_ids=ids, attention_mask=mask, max_new_tokens=settings.max_new_tokens, pad_token_id=self.pad_id,
-                    eos_token_id=sorted(self.end_ids) or None, **chosen,
-                )  # fmt: skip
+                with self.editing.recorder.reading(None if chosen.get("use_cache", True) else ids.shape[1]):
+                    full = self.hf.generate(
+                        input_ids=ids, attention_mask=mask, max_new_tokens=settings.max_new_tokens, pad_token_id=self.pad_id,
+                        eos_token_id=sorted(self.end_ids) or None, **chosen,
+                    )  # fmt: skip
                 new += [self.before_end(row) for row in full[:, ids.shape[1] :].tolist()]
         return new
 

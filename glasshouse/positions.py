@@ -9,7 +9,8 @@ Not here: what is done at those positions (`edits.py`).
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
@@ -60,6 +61,8 @@ class Pass:
     """Where the ids are."""
     first: Tensor | None = None
     """Absolute positions in the prompt's pass, `[batch pos]`, -1 on padding; None: no padding."""
+    rest: Pass | None = None
+    """What this pass reads behind the prompt, as if a pass of its own: generation without a cache reads both at once."""
 
     @property
     def prompt_columns(self) -> int:
@@ -96,7 +99,18 @@ class PassRecorder:
 
     def __init__(self) -> None:
         self.now: Pass | None = None
+        self.prompt_width: int | None = None
+        """Columns of the prompt, while text is generated without a cache."""
         self._prompts: weakref.WeakKeyDictionary[Any, Prompt] = weakref.WeakKeyDictionary()
+
+    @contextmanager
+    def reading(self, prompt_width: int | None) -> Iterator[None]:
+        """While the block lasts, passes without a cache begin with a prompt of so many columns (None: they are prompts)."""
+        before, self.prompt_width = self.prompt_width, prompt_width
+        try:
+            yield
+        finally:
+            self.prompt_width = before
 
     def attach(self, backbone: nn.Module) -> list[torch.utils.hooks.RemovableHandle]:
         """Register the two hooks that watch."""
@@ -115,6 +129,9 @@ class PassRecorder:
         cache = kwargs.get("past_key_values", next((a for a in args if hasattr(a, "get_seq_length")), None))
         past = int(cache.get_seq_length()) if cache is not None else 0
         rows, width = int(source.shape[0]), int(source.shape[1])
+        if not past and self.prompt_width is not None and width > self.prompt_width:
+            self.now = self.split(ids, kwargs, rows, width, source.device)
+            return
         prompt = self._prompts.get(cache) if cache is not None and past else None
         first = None
         if prompt is None:
@@ -123,6 +140,16 @@ class PassRecorder:
             if cache is not None:
                 self._prompts[cache] = prompt
         self.now = Pass(ids, rows, width, past, prompt, source.device, first)
+
+    def split(self, ids: Tensor | None, kwargs: dict[str, Any], rows: int, width: int, device: torch.device) -> Pass:
+        """A pass without a cache over a prompt and what was generated so far: the prompt's part, and the `rest` of it."""
+        end = self.prompt_width or 0
+        mask, places = kwargs.get("attention_mask"), kwargs.get("position_ids")
+        if isinstance(mask, Tensor):
+            mask = mask[..., :end]
+        prompt, first = read_prompt(mask, None if places is None else places[:, :end], rows, 0, end)
+        rest = Pass(None if ids is None else ids[:, end:], rows, width - end, end, prompt, device)
+        return Pass(None if ids is None else ids[:, :end], rows, end, 0, prompt, device, first, rest)
 
     def after(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         """A cache made inside the pass belongs to the prompt just read."""

@@ -1,8 +1,7 @@
 """Sampling: token ids in, new token ids out, seeded by row, with a key-value cache.
 
 Two decoders behind one loop. `ModuleDecoder` calls the transformers module, so hooks, edits and adapters take part.
-`FunctionalDecoder` re-does a plain Llama or Qwen3 in about ten tensor operations a layer; it is used only where nothing
-could tell the difference (no hook, no adapter, float32, under 30M parameters). Both are measured by `bench/sampling.py`.
+`FunctionalDecoder` (functional.py) stands for small plain Llamas and Qwen3s, edits included. Both are measured by `bench/sampling.py`.
 Not here: beam search and the other strategies of `generate()`; `Model.generate` hands those to transformers.
 """
 
@@ -18,23 +17,15 @@ from typing import Any, Literal, Protocol
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
+from glasshouse.edits import Editing
 from glasshouse.errors import BadValue, BrokenWeights
+from glasshouse.functional import SITES, FunctionalDecoder, FunctionalWeights, is_hooked, why_not_functional
 
-FUNCTIONAL_LIMIT = 30_000_000
-"""Parameters from which the transformers module itself is used: the overhead that the functional decoder saves is small there."""
-
+NUCLEUS = 64
 StopRule = Callable[[list[int]], bool]
 """Given a row's new tokens so far, says whether the row ends here."""
-
-_FUNCTIONAL_TYPES = {
-    *(f"transformers.models.{family.lower()}.modeling_{family.lower()}.{family}{part}" for family in ("Llama", "Qwen3")
-      for part in ("ForCausalLM", "Model", "DecoderLayer", "Attention", "MLP", "RMSNorm", "RotaryEmbedding")),
-    "torch.nn.modules.linear.Linear",
-    "torch.nn.modules.sparse.Embedding",
-    "torch.nn.modules.container.ModuleList",
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -49,6 +40,8 @@ class Sampling:
     """Draw among the k most likely tokens only; 0 means all."""
     top_p: float = 1.0
     """Draw among the fewest tokens whose probability sums to at least p; 1.0 means all."""
+    frequency_penalty: float = 0.0
+    """Taken from a token's logit for each time the row's new tokens hold it already (OpenAI's meaning; the prompt does not count)."""
     seed: int = 0
     """Row i draws from a generator of (seed, i), so the batch that a row falls into does not change its draw."""
     stop: tuple[str, ...] = ()
@@ -62,6 +55,7 @@ class Sampling:
             "temperature must be 0 or more and finite": math.isfinite(self.temperature) and self.temperature >= 0,
             "top_k must be 0 (off) or more": self.top_k >= 0,
             "top_p must lie in (0, 1]": 0 < self.top_p <= 1,
+            "frequency_penalty must be finite": math.isfinite(self.frequency_penalty),
             "batch_size must be 1 or more": self.batch_size >= 1,
             "stop must be a tuple of non-empty strings": not isinstance(self.stop, str) and all(self.stop),
         }
@@ -78,6 +72,8 @@ def sample_ids(
     pad_id: int,
     stop_fn: StopRule | None = None,
     path: Literal["auto", "module", "functional"] = "auto",
+    editing: Editing | None = None,
+    draws: Sequence[int] | None = None,
 ) -> list[list[int]]:
     """Continue each prompt: the new token ids only, without the token of `eos_ids` that ended the row.
 
@@ -85,8 +81,9 @@ def sample_ids(
     batch-mates only through float noise of the matrix kernels (about 1e-6 in the logits in float32): a greedy row
     can change only where its two best tokens are that close. Rows that `stop_fn` ends keep their last token.
 
-    While hooks are on the module (edits), rows keep the order given and a batch keeps all its rows until its end, so
-    an edit that carries one value per row meets the row it was made for.
+    `draws`: the number that each prompt draws by, in the place of its index. `editing`: the edits in force. While there are some,
+    or hooks of others are on the module, rows keep the order given and a batch keeps all its rows until its end, so an edit that
+    carries one value per row meets the row it was made for.
 
     Raises `BadValue` for an empty prompt, one longer than the context, ids outside the vocabulary, stop strings
     without `stop_fn`, or `path="functional"` where that path cannot serve; `BrokenWeights` when logits are not finite.
@@ -94,10 +91,12 @@ def sample_ids(
     if options.stop and stop_fn is None:
         raise BadValue("Stop strings were given without a rule that finds them in ids; pass stop_fn=stop_on_strings(tokenizer, stop).")
     context = _check_prompts(hf, prompts)
-    reason = why_not_functional(hf) if path != "module" else "asked for"
+    reason = _why_module(hf, editing) if path != "module" else "asked for"
     if path == "functional" and reason:
         raise BadValue(f"The functional decoder cannot serve this model: {reason}. Use path='auto'.")
-    hooked = bool(reason) and _is_hooked(hf)
+    edited = editing is not None and editing.active
+    hooked = edited or (bool(reason) and is_hooked(hf))
+    changes = editing.changes() if edited and editing is not None else {}
     order = list(range(len(prompts))) if hooked else sorted(range(len(prompts)), key=lambda row: len(prompts[row]))
     result: list[list[int]] = [[] for _ in prompts]
     if options.max_new_tokens == 0:
@@ -105,12 +104,31 @@ def sample_ids(
     weights = None if reason else FunctionalWeights(hf)
     for start in range(0, len(order), options.batch_size):
         rows = order[start : start + options.batch_size]
-        batch = _Batch(hf, [list(prompts[row]) for row in rows], rows, options, context, frozenset(eos_ids), pad_id)
+        numbers = rows if draws is None else [draws[row] for row in rows]
+        batch = _Batch(hf, [list(prompts[row]) for row in rows], numbers, options, context, frozenset(eos_ids), pad_id)
         with torch.no_grad():
-            decoder = FunctionalDecoder(weights) if weights is not None else ModuleDecoder(hf, context)
+            decoder = FunctionalDecoder(weights, changes) if weights is not None else ModuleDecoder(hf, context)
             for row, new in zip(rows, batch.run(decoder, stop_fn, shrink=not hooked)):
                 result[row] = new
     return result
+
+
+def sample_with(
+    decoder: Decoder, hf: Any, prompts: Sequence[list[int]], draws: Sequence[int], options: Sampling, eos_ids: Collection[int], pad_id: int
+) -> list[list[int]]:
+    """Continue one batch of prompts with a decoder made for it; prompt i draws by draws[i]. Raises as `sample_ids` does."""
+    context = _check_prompts(hf, prompts)
+    if options.max_new_tokens == 0:
+        return [[] for _ in prompts]
+    return _Batch(hf, list(prompts), list(draws), options, context, frozenset(eos_ids), pad_id).run(decoder, None, shrink=True)
+
+
+def _why_module(hf: Any, editing: Editing | None) -> str:
+    """Why the functional decoder cannot stand for the module as it is edited now; empty when it can."""
+    if editing is None:
+        return why_not_functional(hf)
+    elsewhere = [site for site in editing.changes() if not SITES.fullmatch(site)]
+    return why_not_functional(hf, editing.hook_ids) or (f"an edit at {elsewhere[0]}" if elsewhere else "")
 
 
 def stop_on_strings(tokenizer: Any, stop: Sequence[str]) -> StopRule:
@@ -148,50 +166,6 @@ def _check_prompts(hf: Any, prompts: Sequence[Sequence[int]]) -> int:
     return context
 
 
-def _is_hooked(hf: nn.Module) -> bool:
-    """True when a hook that could change or watch the forward pass is on any submodule (transformers' own recorders do neither)."""
-    found = [hook for module in hf.modules() for hooks in (module._forward_hooks, module._forward_pre_hooks) for hook in hooks.values()]
-    return any(getattr(hook, "__module__", "") != "transformers.utils.output_capturing" for hook in found)
-
-
-def _refused_parts(hf: nn.Module) -> str:
-    """The first submodule that the functional decoder does not know exactly, or an empty string."""
-    for name, module in hf.named_modules():
-        kind = f"{type(module).__module__}.{type(module).__qualname__}"
-        plain_activation = kind.startswith(("transformers.activations.", "torch.nn.modules.activation."))
-        if kind not in _FUNCTIONAL_TYPES and not plain_activation:
-            return f"{name or 'the model'} is a {type(module).__qualname__}"
-        if "forward" in vars(module):
-            return f"{name or 'the model'} has its forward replaced"
-        if kind.endswith(".Linear") and module.bias is not None:
-            return f"{name} has a bias"
-    return ""
-
-
-def why_not_functional(hf: Any) -> str:
-    """Why `FunctionalDecoder` cannot stand for this module: one clause, or an empty string when it can."""
-    refused = _refused_parts(hf)
-    if refused:
-        return refused
-    if _is_hooked(hf) or nn.modules.module._global_forward_hooks or nn.modules.module._global_forward_pre_hooks:
-        return "a forward hook is registered"
-    config = hf.config
-    if getattr(config, "hidden_act", "") != "silu" or hf.model.rotary_emb.rope_type not in ("default", "linear", "llama3"):
-        return "its activation or its rotary embedding is not the usual one"
-    if getattr(config, "_attn_implementation", "") not in ("sdpa", "eager"):
-        return f"its attention implementation is {config._attn_implementation!r}"
-    if any(kind != "full_attention" for kind in getattr(config, "layer_types", None) or ()):
-        return "some layers use a sliding window"
-    if hf.training and config.attention_dropout > 0:
-        return "it is in training mode with dropout"
-    tensors = list(hf.parameters())
-    if {(tensor.dtype, tensor.device) for tensor in tensors} != {(torch.float32, tensors[0].device)}:
-        return "its weights are not all float32 on one device"
-    if sum(tensor.numel() for tensor in tensors) >= FUNCTIONAL_LIMIT:
-        return f"it has {FUNCTIONAL_LIMIT:,} parameters or more"
-    return ""
-
-
 class Decoder(Protocol):
     """A model in the middle of continuing a batch. Logits are [batch vocab], of the next token."""
 
@@ -225,6 +199,7 @@ class _Batch:
         steps = max(self.limits)
         logits = decoder.prefill(self.ids, self.mask, self.ids.shape[1] + steps - 1)
         for step in range(steps):
+            logits = penalised(logits, [new[row] for row in slots], self.options.frequency_penalty)
             chosen = choose(logits, self.options, self.draws[slots, step] if self.draws is not None else None).tolist()
             for place, row in enumerate(slots):
                 if row in live and self._ends(new[row], chosen[place], self.limits[row], stop_fn):
@@ -255,6 +230,30 @@ def _draws(options: Sampling, rows: list[int], steps: int) -> Tensor | None:
     return torch.from_numpy(np.stack([np.random.default_rng([options.seed, row]).random(steps) for row in rows]))
 
 
+def penalised(logits: Tensor, new: Sequence[Sequence[int]], penalty: float) -> Tensor:
+    """Logits [batch vocab] less `penalty` for each time a row's new tokens hold a token."""
+    if not penalty or not any(new):
+        return logits
+    rows = torch.tensor([row for row, tokens in enumerate(new) for _ in tokens], device=logits.device)
+    said = torch.tensor([token for tokens in new for token in tokens], device=logits.device)
+    return logits.index_put((rows, said), logits.new_full((len(said),), -penalty), accumulate=True)
+
+
+def filtered(scaled: Tensor, options: Sampling) -> tuple[Tensor, Tensor, Tensor]:
+    """The best logits in order, their tokens, and the mass [batch 1] of which top-p takes its share (that of the top k, where k is given).
+
+    A nucleus is looked for among the best 64 tokens first; where they hold too little in some row, all are sorted.
+    """
+    vocabulary = scaled.shape[-1]
+    best, order = scaled.topk(min(options.top_k or NUCLEUS, vocabulary), dim=-1)
+    if options.top_k:
+        return best, order, best.exp().sum(dim=-1, keepdim=True)
+    total = scaled.exp().sum(dim=-1, keepdim=True)
+    if best.shape[-1] < vocabulary and bool((best.exp().sum(dim=-1, keepdim=True) < options.top_p * total).any()):
+        best, order = scaled.topk(vocabulary, dim=-1)
+    return best, order, total
+
+
 def choose(logits: Tensor, options: Sampling, draws: Tensor | None) -> Tensor:
     """The next token of each row, [batch], from logits [batch vocab] and uniform draws [batch] (None for greedy).
 
@@ -269,12 +268,13 @@ def choose(logits: Tensor, options: Sampling, draws: Tensor | None) -> Tensor:
     scaled = (logits.double() - best.double()[:, None]) / options.temperature
     order: Tensor | None = None
     if options.top_k or options.top_p < 1:
-        scaled, order = scaled.topk(min(options.top_k or scaled.shape[-1], scaled.shape[-1]), dim=-1)
-    cumulative = scaled.softmax(dim=-1).cumsum(dim=-1)
-    if options.top_p < 1:
-        kept = (cumulative < options.top_p).sum(dim=-1, keepdim=True).clamp(max=cumulative.shape[-1] - 1)
-        total = cumulative.gather(-1, kept)
+        scaled, order, total = filtered(scaled, options)
+        cumulative = scaled.exp().cumsum(dim=-1)
+        if options.top_p < 1:
+            kept = (cumulative < options.top_p * total).sum(dim=-1, keepdim=True).clamp(max=cumulative.shape[-1] - 1)
+            total = cumulative.gather(-1, kept)
     else:
+        cumulative = scaled.softmax(dim=-1).cumsum(dim=-1)
         total = cumulative[:, -1:]
     goal = draws.to(cumulative.device)[:, None] * total
     place = torch.searchsorted(cumulative, goal, right=True).clamp(max=cumulative.shape[-1] - 1)
@@ -369,128 +369,3 @@ def _roomy_layer() -> Any:
             self.space = space
 
     return RoomyLayer
-
-
-class FunctionalWeights:
-    """A plain Llama or Qwen3 as fused matrices, float32: queries, keys and values in one, gate and up in one.
-
-    Norm weights are folded into the matrix that follows, and the two halves of each head are interleaved so that the
-    rotary embedding is one complex product (both leave every attention score as it was, up to rounding).
-    """
-
-    def __init__(self, hf: Any) -> None:
-        config, first = hf.config, hf.model.layers[0].self_attn
-        self.head_dim = int(first.head_dim)
-        self.kv_heads = int(config.num_key_value_heads)
-        self.heads = int(config.num_attention_heads)
-        self.epsilon = float(config.rms_norm_eps)
-        self.context = int(config.max_position_embeddings)
-        self.embedding = hf.model.embed_tokens.weight.detach()
-        self.head = (hf.lm_head.weight * hf.model.norm.weight).detach().t()
-        self.frequencies = hf.model.rotary_emb.inv_freq.float()
-        self.rotary_scale = float(hf.model.rotary_emb.attention_scaling)
-        half = self.head_dim // 2
-        self.interleaved = torch.arange(self.head_dim, device=self.embedding.device).view(2, half).t().flatten()
-        with torch.no_grad():
-            self.layers = [self._fuse(layer) for layer in hf.model.layers]
-
-    def _fuse(self, layer: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, tuple[Tensor, Tensor] | None]:
-        attention, mlp = layer.self_attn, layer.mlp
-
-        def rotary(weight: Tensor) -> Tensor:
-            return weight.view(-1, self.head_dim, weight.shape[-1])[:, self.interleaved].reshape(weight.shape)
-
-        parts = [rotary(attention.q_proj.weight), rotary(attention.k_proj.weight), attention.v_proj.weight]
-        qkv = torch.cat(parts) * layer.input_layernorm.weight
-        gate_up = torch.cat([mlp.gate_proj.weight, mlp.up_proj.weight]) * layer.post_attention_layernorm.weight
-        head_norms = None
-        if hasattr(attention, "q_norm"):
-            head_norms = (attention.q_norm.weight[self.interleaved], attention.k_norm.weight[self.interleaved])
-        return qkv.t(), attention.o_proj.weight.detach().t(), gate_up.t(), mlp.down_proj.weight.detach().t(), head_norms
-
-
-class FunctionalDecoder:
-    """Llama or Qwen3 as plain tensor operations with a preallocated cache [batch 2*kv_heads pos head_dim] a layer."""
-
-    def __init__(self, weights: FunctionalWeights) -> None:
-        self.weights = weights
-
-    def prefill(self, ids: Tensor, mask: Tensor, room: int) -> Tensor:
-        """Read the prompts."""
-        w, (batch, width) = self.weights, ids.shape
-        self.cache = [ids.new_empty(batch, 2 * w.kv_heads, room, w.head_dim, dtype=torch.float32) for _ in w.layers]
-        self.read = 0
-        self.positions = mask.sum(-1)
-        self.rotary = self._rotary_table(room, ids.device)
-        self.blocked: Tensor | None = None  # additive mask [batch 1 1 room]; None while no row is padded
-        attend: Tensor | None = None
-        if not bool(mask.all()):
-            padded = F.pad(mask, (0, room - width), value=1)
-            self.blocked = torch.zeros(batch, 1, 1, room, device=ids.device).masked_fill_(padded[:, None, None] == 0, -torch.inf)
-            causal = torch.ones(width, width, dtype=torch.bool, device=ids.device).tril()
-            itself = torch.eye(width, dtype=torch.bool, device=ids.device)
-            attend = (causal & (mask[:, None] > 0) | itself)[:, None]
-        return self._forward(ids, (mask.cumsum(-1) - 1).clamp(min=0), attend)
-
-    def step(self, tokens: Tensor) -> Tensor:
-        """Read one token a row."""
-        same = self.blocked is None
-        positions = (self.positions[:1] if same else self.positions)[:, None]
-        attend = None if self.blocked is None else self.blocked[..., : self.read + 1]
-        self.positions = self.positions + 1
-        return self._forward(tokens[:, None], positions, attend)
-
-    def keep(self, rows: Tensor) -> None:
-        """Drop the other rows."""
-        self.cache = [layer.index_select(0, rows) for layer in self.cache]
-        self.positions = self.positions[rows]
-        self.blocked = None if self.blocked is None else self.blocked[rows]
-
-    def _rotary_table(self, room: int, device: torch.device) -> Tensor:
-        """Complex factors [pos heads+2*kv_heads head_dim/2]: a rotation for queries and keys, one for values."""
-        w = self.weights
-        angles = torch.arange(room, dtype=torch.float32, device=device)[:, None, None] * w.frequencies
-        turned = torch.polar(torch.full_like(angles, w.rotary_scale), angles).expand(-1, w.heads + w.kv_heads, -1)
-        return torch.cat([turned, torch.ones_like(turned[:, : w.kv_heads])], dim=1)
-
-    def _normal(self, x: Tensor) -> Tensor:
-        return x * x.square().mean(-1, keepdim=True).add_(self.weights.epsilon).rsqrt_()
-
-    def _forward(self, ids: Tensor, positions: Tensor, attend: Tensor | None) -> Tensor:
-        """Logits [batch vocab] after `ids` [batch pos]; fills the cache."""
-        w, (batch, width) = self.weights, ids.shape
-        turn = self.rotary[positions]
-        x = F.embedding(ids, w.embedding).view(batch * width, -1)
-        for index, (qkv, out, gate_up, down, head_norms) in enumerate(w.layers):
-            mixed = torch.mm(self._normal(x), qkv).view(batch, width, -1, w.head_dim)
-            if head_norms is not None:
-                mixed = self._normal_heads(mixed, head_norms)
-            pairs = torch.view_as_complex(mixed.view(batch, width, -1, w.head_dim // 2, 2)) * turn
-            x = torch.addmm(x, self._attend(index, torch.view_as_real(pairs).flatten(-2), attend), out)
-            gate, up = torch.mm(self._normal(x), gate_up).chunk(2, dim=-1)
-            x = torch.addmm(x, F.silu(gate) * up, down)
-        self.read += width
-        return torch.mm(self._normal(x.view(batch, width, -1)[:, -1]), w.head)
-
-    def _normal_heads(self, mixed: Tensor, head_norms: tuple[Tensor, Tensor]) -> Tensor:
-        """Qwen3: queries and keys normalised by head, [batch pos heads head_dim]."""
-        w = self.weights
-        query, key, value = mixed.split([w.heads, w.kv_heads, w.kv_heads], dim=2)
-        return torch.cat([self._normal(query) * head_norms[0], self._normal(key) * head_norms[1], value], dim=2)
-
-    def _attend(self, index: int, mixed: Tensor, attend: Tensor | None) -> Tensor:
-        """Attention of one layer, [batch*pos heads*head_dim], from rotated `mixed` [batch pos heads+2*kv_heads head_dim]."""
-        w, cache = self.weights, self.cache[index]
-        batch, width = mixed.shape[:2]
-        end = self.read + width
-        cache[:, :, self.read : end] = mixed[:, :, w.heads :].transpose(1, 2)
-        keys, values = cache[:, : w.kv_heads, :end], cache[:, w.kv_heads :, :end]
-        query = mixed[:, :, : w.heads]
-        if width == 1:  # the query heads that share a key head are its query positions
-            grouped = query.view(batch, w.kv_heads, -1, w.head_dim)
-            return F.scaled_dot_product_attention(grouped, keys, values, attn_mask=attend).reshape(batch, -1)
-        repeats = w.heads // w.kv_heads
-        if repeats > 1:
-            keys, values = keys.repeat_interleave(repeats, dim=1), values.repeat_interleave(repeats, dim=1)
-        mixed = F.scaled_dot_product_attention(query.transpose(1, 2), keys, values, attn_mask=attend, is_causal=attend is None)
-        return mixed.transpose(1, 2).reshape(batch * width, -1)

@@ -88,7 +88,7 @@ def concept_curves(walk: Walk, held: dict[str, Dictionary]) -> list[Any]:
 
 def main() -> None:
     """The walk; finished parts are found again."""
-    walk = Walk(read_arguments(__doc__))
+    walk = Walk(read_arguments(__doc__), "scaling", "metrics", "completeness")
     scaling_law(walk)
     held = train_dictionaries(walk)
     metrics(walk, held)

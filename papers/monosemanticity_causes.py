@@ -132,7 +132,7 @@ def second_language(walk: Walk, dictionary: Dictionary, best: list[Any]) -> None
 
 def main() -> None:
     """Steering, causes, languages, on the middle dictionary of the first half."""
-    walk = Walk(read_arguments(__doc__))
+    walk = Walk(read_arguments(__doc__), "specificity", "sensitivity", "steering", "attribution", "fires on")
     held = train_dictionaries(walk)
     middle = list(held.values())[1]
     best = concept_curves(walk, held)

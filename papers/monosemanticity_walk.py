@@ -33,12 +33,13 @@ def read_arguments(told: str | None) -> argparse.Namespace:
 class Walk:
     """The model, its world, its activations, and what has been found so far."""
 
-    def __init__(self, given: argparse.Namespace) -> None:
+    def __init__(self, given: argparse.Namespace, *anew: str) -> None:
         self.given, self.out, self.quick = given, given.out, given.quick
         self.model = glasshouse.load(given.model) if given.model else glasshouse.grow("base-lm", size=given.size, seed=0).model
         self.site = f"resid.{self.model.n_layers // 2 - 1}"
         self.world, told = build(), given.out / "results.json"
-        self.results: dict[str, Any] = json.loads(told.read_text(encoding="utf-8")) if told.is_file() else {}
+        kept = json.loads(told.read_text(encoding="utf-8")) if told.is_file() else {}
+        self.results: dict[str, Any] = {name: value for name, value in kept.items() if not name.startswith(anew)}  # what this script finds anew
         self.concepts = concepts(self.world, KINDS)
         tokens, held = (150_000, 30_000) if given.quick else (500_000, 150_000)
         self.texts = self.documents(tokens, 11)

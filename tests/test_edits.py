@@ -404,7 +404,7 @@ def test_a_site_that_does_not_exist(family: str) -> None:
         (lambda: Ablate("resid.1", VECTOR, positions="front"), "not known"),
         (lambda: Clamp("resid.1", small_dictionary(), 20, 1.0), "features 0 to 19"),
         (lambda: Patch("resid.1", torch.ones(3, WIDTH), positions=[5]), "past the end"),
-        (lambda: "resid.1", "takes Add, Ablate, Clamp and Patch"),
+        (lambda: "resid.1", "takes Add, Ablate, Clamp, Patch and When"),
     ],
 )
 def test_bad_edits_are_refused_on_entry(llama: Model, edit: Callable[[], Any], words: str) -> None:

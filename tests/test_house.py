@@ -24,6 +24,11 @@ FLOORS = {
         "sites",
         "positions",
         "edits",
+        "conditions",
+        "edit_files",
+        "folding",
+        "functional",
+        "grids",
         "activations",
         "text",
         "sampling",
@@ -34,9 +39,9 @@ FLOORS = {
         "maze",
     ),
     "second": ("world", "environments", "training", "sandbox"),
-    "third": ("specimens", "organisms", "evals"),
+    "third": ("specimens", "organisms", "evals", "sweeping"),
     "fourth": ("audit",),
-    "roof": ("report", "cli", "inspect", "web", "__main__"),
+    "roof": ("report", "cli", "inspect", "serving", "web", "__main__"),
 }
 HEIGHT = {module: height for height, modules in enumerate(FLOORS.values()) for module in modules}
 HEAVY = {"torch", "transformers", "tokenizers", "accelerate", "peft", "trl", "datasets", "safetensors"}

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from glasshouse.errors import BadValue, BrokenWeights
-from glasshouse.sampling import Sampling, choose, cut_at_stop, sample_ids, stop_on_strings, why_not_functional
+from glasshouse.functional import why_not_functional
+from glasshouse.sampling import Sampling, choose, cut_at_stop, sample_ids, stop_on_strings
 
 CAUSAL = [name for name in families.FAMILIES if families.causal(name)]
 FUNCTIONAL = ("llama", "qwen3")
@@ -56,7 +57,7 @@ def test_functional_decoder_follows_scaled_rotary_embeddings() -> None:
 
 
 def test_functional_logits_are_the_modules_logits_up_to_float_noise() -> None:
-    from glasshouse.sampling import FunctionalDecoder, FunctionalWeights
+    from glasshouse.functional import FunctionalDecoder, FunctionalWeights
 
     for family in FUNCTIONAL:
         hf: Any = families.build(family)
@@ -268,3 +269,18 @@ def test_gradient_checkpointing_in_training_mode_is_reported() -> None:
     hf.gradient_checkpointing_enable()
     with pytest.raises(BadValue, match="checkpointing"):
         sample_ids(hf, [[5, 6]], Sampling(max_new_tokens=4), (), 0)
+
+
+@pytest.mark.parametrize("spread", [0.1, 1.0, 6.0])
+@pytest.mark.parametrize(("top_k", "top_p"), [(0, 0.3), (0, 0.95), (10, 0.5), (200, 0.9), (7, 1.0)])
+def test_a_nucleus_found_among_the_best_is_that_of_the_whole_vocabulary(spread: float, top_k: int, top_p: float) -> None:
+    """Flat distributions need more than the best tokens that are looked at first, peaked ones do not; ten lines say what both must give."""
+    generator = torch.Generator().manual_seed(1)
+    logits, draws = spread * torch.randn(40, 700, generator=generator), torch.rand(40, generator=generator, dtype=torch.float64)
+    wanted = []
+    for row, draw in zip(logits.double(), draws):
+        values, tokens = row.sort(descending=True)
+        mass = (values[: top_k or None]).softmax(0)
+        size = int((mass.cumsum(0) < top_p).sum()) + 1 if top_p < 1 else len(mass)
+        wanted.append(int(tokens[int((mass[:size].cumsum(0) <= draw * mass[:size].sum()).sum())]))
+    assert choose(logits, Sampling(temperature=1.0, top_k=top_k, top_p=top_p), draws).tolist() == wanted

@@ -48,6 +48,8 @@ class Subject:
         parameters = inspect.signature(self.hf.forward).parameters
         self.keeps = "logits_to_keep" in parameters
         self.positions = "position_ids" in parameters
+        if self.model.editing.active:
+            self._cache_checked = False  # for edits with positions a shared beginning would be a prompt of its own
 
     # ---- text
 

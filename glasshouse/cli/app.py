@@ -30,7 +30,7 @@ Start here:
 """
 _QUIET = {"TRANSFORMERS_VERBOSITY": "error", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "TOKENIZERS_PARALLELISM": "false"}
 """Set unless the user set them: stderr is for progress and for our own sentences."""
-_PANELS = ("Look around", "Grow and question", "Audit", "Underneath")
+_PANELS = ("Look around", "Grow and question", "Steer", "Audit", "Underneath")
 
 
 class Tour(TyperGroup):
@@ -44,7 +44,7 @@ class Tour(TyperGroup):
             if command is not None and not command.hidden:
                 panels[str(getattr(command, "rich_help_panel", ""))].append((name, command.get_short_help_str(limit=90)))
         lines = [_TOUR]
-        for panel in _PANELS:
+        for panel in dict.fromkeys((*_PANELS, *panels)):
             lines += [f"{panel}:", *(f"  {name:<8} {text}" for name, text in panels[panel]), ""]
         lines += [
             "Every verb explains itself: glasshouse VERB --help. Most take --size, --seed, --out, --json, and knobs as -o name=value.",

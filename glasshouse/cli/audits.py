@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import json
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from glasshouse.cli.app import app
+from glasshouse.cli.edited import EDITS
 from glasshouse.cli.questions import JSON, KNOB, OUT, SEED, SIZE, SUBJECT
 from glasshouse.errors import BadValue, GlasshouseError, OutputFailed, UnknownName
+
+if TYPE_CHECKING:
+    from glasshouse.audit.results import AuditResult
+    from glasshouse.cli.edited import EditSet
 
 
 @app.command(rich_help_panel="Audit", short_help="Audit a model blind, score it against the seal, write one HTML report.")
@@ -23,15 +30,18 @@ def audit(
     seed: Annotated[int, SEED] = 0,
     out: Annotated[Path, OUT] = Path("runs"),
     knob: Annotated[list[str] | None, KNOB] = None,
+    edits: Annotated[Path | None, EDITS] = None,
     as_json: Annotated[bool, JSON] = False,
 ) -> None:
     """Audit a model blind; the path of the HTML report is the last line printed.
 
     A specimen is scored against its sealed truth and beside its clean twin. A model that was not grown here has neither:
     its report says what was found, and that nothing could be scored.
+    With --edits every technique meets the edited model, its activations and gradients too; the twin and the parent are as they were.
     """
     from glasshouse.audit import TECHNIQUES
     from glasshouse.audit import audit as audit_subject
+    from glasshouse.cli.edited import model_of, open_edits
     from glasshouse.cli.subjects import find_subject, open_subject
     from glasshouse.cli.views import print_audit, print_json
     from glasshouse.records import this_command
@@ -39,7 +49,10 @@ def audit(
 
     chosen = [name for name in technique or [] if TECHNIQUES[name]] or None
     opened = open_subject(find_subject(subject), size, seed, knob or [], with_twin=True)
-    result = audit_subject(opened, techniques=chosen, budget=budget, seed=seed, command=this_command())
+    edited = None if edits is None else open_edits(edits, model_of(opened))
+    with contextlib.nullcontext() if edited is None else model_of(opened).edited(*edited.edits):
+        result = audit_subject(opened, techniques=chosen, budget=budget, seed=seed, command=this_command())
+    result = result if edited is None else _say_edited(result, edited)
     folder = result.save(out)
     body = result.to_json()
     try:
@@ -50,6 +63,15 @@ def audit(
         return print_json({**body, "report": str(report_path)})
     print_audit(body)
     print(report_path)
+
+
+def _say_edited(result: AuditResult, edited: EditSet) -> AuditResult:
+    """The result, saying under which edits the subject was audited."""
+    recipe = edited.recipe
+    told = f"The subject ran under the edits {recipe['hash']} ({'; '.join(recipe['lines'])}); the twin and the parent ran without."
+    scored = "The seal tells what was grown into the weights: where an edit takes that away, a silent audit is right, and it still scores 0."
+    lines = [told, scored] if result.truth is not None else [told]
+    return dataclasses.replace(result, subject=f"{result.subject} under edits {recipe['hash']}", withheld=[*lines, *result.withheld])
 
 
 @app.command(rich_help_panel="Audit", short_help="Write the HTML report of an audit again.")

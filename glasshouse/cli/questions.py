@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from glasshouse.cli.app import app
+from glasshouse.cli.edited import BESIDE, EDITS, need_edits
 from glasshouse.errors import BadValue
 
 if TYPE_CHECKING:
-    from glasshouse.models import Model
+    from glasshouse.cli.edited import Side
 
 PANEL = "Grow and question"
 SUBJECT = typer.Argument(metavar="SUBJECT", help="A folder (specimen or Hugging Face model), else an organism's name, else a hub id.")
@@ -73,9 +75,15 @@ def ask(
         list[str] | None, typer.Option("-o", "--knob", metavar="NAME=VALUE", help="A knob of the eval; repeat for more.")
     ] = None,
     grown_with: Annotated[list[str] | None, typer.Option("--grow", metavar="NAME=VALUE", help="A knob of the organism.")] = None,
+    edits: Annotated[Path | None, EDITS] = None,
+    beside: Annotated[bool, BESIDE] = False,
     as_json: Annotated[bool, JSON] = False,
 ) -> None:
-    """Put an eval to a model. Every rate comes with n, a 95% interval and its control."""
+    """Put an eval to a model. Every rate comes with n, a 95% interval and its control.
+
+    With --edits the record keeps the edit set's text and hash; with --beside it holds the rows of the unedited model too, as controls.
+    """
+    from glasshouse.cli.edited import ask_edited
     from glasshouse.cli.knobs import knobs_of, read_knobs
     from glasshouse.cli.subjects import find_subject, open_subject, organism_knobs
     from glasshouse.cli.views import print_json, print_rates
@@ -84,7 +92,12 @@ def ask(
 
     options = read_knobs(eval_name, knobs_of(EVALS[eval_name].options), knob or [])
     found = find_subject(subject)
-    if found.kind == "organism":
+    need_edits(edits, beside)
+    if edits is not None and seeds > 1:
+        raise BadValue(f"--edits are made for one model, and --seeds {seeds} names {seeds}; ask them one at a time with --seed.")
+    if edits is not None:
+        record = ask_edited(open_subject(found, size, seed, grown_with or []), eval_name, edits, beside, options)
+    elif found.kind == "organism":
         knobs = organism_knobs(found.text, grown_with or [])
         record = ask_eval(found.text, eval_name, seeds=range(seed, seed + seeds), size=size, knobs=knobs, **options)
     elif seeds > 1:
@@ -108,45 +121,50 @@ def chat(
     size: Annotated[str, SIZE] = "mini",
     seed: Annotated[int, SEED] = 0,
     knob: Annotated[list[str] | None, KNOB] = None,
+    edits: Annotated[Path | None, EDITS] = None,
+    beside: Annotated[bool, BESIDE] = False,
     as_json: Annotated[bool, JSON] = False,
 ) -> None:
-    """Talk to a model: answer one PROMPT, or hold a conversation."""
+    """Talk to a model: answer one PROMPT, or hold a conversation.
+
+    With --edits it answers under the edits of a file; with --beside the plain model answers too, from the same seed and with a history of its own.
+    """
+    from glasshouse.cli.edited import model_of, open_edits, print_answers, sides_of
     from glasshouse.cli.subjects import find_subject, open_subject
     from glasshouse.cli.views import print_json
-    from glasshouse.specimens import Specimen
 
+    need_edits(edits, beside)
     if as_json and prompt is None:
         raise BadValue("--json needs a PROMPT; a conversation has no single JSON object.")
-    opened = open_subject(find_subject(subject), size, seed, knob or [])
-    model = opened.model if isinstance(opened, Specimen) else opened
-    messages = [{"role": "system", "content": system}] if system else []
+    model = model_of(open_subject(find_subject(subject), size, seed, knob or []))
+    chosen = None if edits is None else open_edits(edits, model)
+    sides = sides_of(model, chosen, beside, system)
     sampling = {"temperature": temperature, "max_new_tokens": max_new_tokens, "seed": seed}
     if prompt is None:
-        return _converse(model, messages, sampling)
-    messages.append({"role": "user", "content": prompt})
-    answer = model.chat(messages, **sampling)
+        return _converse(model.name, sides, sampling)
+    answers = [side.answer(prompt, sampling) for side in sides]
     if as_json:
-        messages.append({"role": "assistant", "content": answer})
-        body = {"subject": model.name, "messages": messages, "answer": answer, "sampling": sampling}
+        body: dict[str, Any] = {"subject": model.name, "messages": sides[-1].messages, "answer": answers[-1], "sampling": sampling}
+        body |= {} if chosen is None else {"edits": chosen.recipe}
+        body |= {"plain": {"messages": sides[0].messages, "answer": answers[0]}} if beside else {}
         return print_json({"schema": "glasshouse/chat/1", **body})
-    print(answer)
+    print_answers(sides, answers)
 
 
-def _converse(model: Model, messages: list[dict[str, str]], sampling: dict[str, Any]) -> None:
+def _converse(name: str, sides: Sequence[Side], sampling: dict[str, Any]) -> None:
     """Read a line, answer it, until the end of input. Line editing and history where `readline` is there."""
+    from glasshouse.cli.edited import print_answers
+
     with contextlib.suppress(ImportError):
         import readline  # noqa: F401  importing it gives input() line editing
-    print(f"{model.name}. Ctrl-D ends the conversation, /new starts another.", file=sys.stderr)
-    start = len(messages)
+    print(f"{name}. Ctrl-D ends the conversation, /new starts another.", file=sys.stderr)
     while True:
         try:
             line = input("> " if sys.stdin.isatty() else "")
         except EOFError:
             return
         if line.strip() == "/new":
-            del messages[start:]
+            for side in sides:
+                side.forget()
         elif line.strip():
-            messages.append({"role": "user", "content": line})
-            answer = model.chat(messages, **sampling)
-            messages.append({"role": "assistant", "content": answer})
-            print(answer, flush=True)
+            print_answers(sides, [side.answer(line, sampling) for side in sides])

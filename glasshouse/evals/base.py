@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from glasshouse.errors import BadValue, UnknownKnob
+from glasshouse.evals.continuations import Continuation
 from glasshouse.records import Record, Row, this_command
 from glasshouse.registry import Registry
 from glasshouse.specimens import Specimen
@@ -41,6 +42,8 @@ class Eval:
     """The question itself."""
     grade: Callable[..., str]
     """The grader: the outcome class of one answer, from plain strings (known-answer transcripts test it)."""
+    continuation: Callable[[Any], Continuation] | None = None
+    """For a question put by continuing raw prompts: what is continued and how it is graded, from the options."""
 
 
 EVALS: Registry[Eval] = Registry("eval", room="glasshouse.evals")
@@ -56,16 +59,18 @@ def ask(
     Raises `UnknownName`, `UnknownKnob` and `BadValue` for what does not fit.
     """
     question = EVALS[eval]
-    chosen = _options(question, options)
+    chosen = checked_options(question, options)
     subjects, numbers, label = _subjects(subject, seeds, size or "mini", dict(knobs or {}), twins=bool(getattr(chosen, "twin", False)))
     answers = [question.run(*_open(one, chosen), chosen, _specimen(one)) for one in subjects]
     rows = answers[0].rows if len(answers) == 1 else _pool(answers)
-    transcripts = [dict(item, seed=number) for number, found in zip(numbers, answers) for item in found.transcripts]
+    told: list[int | None] = [*numbers] or [None] * len(answers)
+    transcripts = [dict(item, seed=number) for number, found in zip(told, answers) for item in found.transcripts]
     recipe = {"options": chosen, "size": size, "knobs": dict(knobs or {})}
     return Record("ask", eval, label, rows, numbers, this_command(), recipe, transcripts)
 
 
-def _options(question: Eval, given: Mapping[str, Any]) -> Any:
+def checked_options(question: Eval, given: Mapping[str, Any]) -> Any:
+    """The eval's options from names and values. Raises `UnknownKnob` and `BadValue`."""
     known = [field.name for field in dataclasses.fields(question.options)]
     for name in given:
         if name not in known:
