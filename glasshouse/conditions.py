@@ -14,7 +14,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from glasshouse.edits import Change, Compound, Edit, Lowered, check_finite, check_tensor, lowered, scaled
+from glasshouse.checks import check_finite, check_tensor
+from glasshouse.edits import Change, Compound, Edit, Lowered, lowered, scaled
 from glasshouse.errors import BadValue, UnknownSite
 from glasshouse.positions import Pass, Prompt, expand_rows
 from glasshouse.sites import Anatomy

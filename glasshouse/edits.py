@@ -17,6 +17,7 @@ from typing import Any, Protocol, TypeAlias
 import torch
 from torch import Tensor, nn
 
+from glasshouse.checks import check_finite, check_reach, check_tensor
 from glasshouse.errors import BadValue, UnknownSite
 from glasshouse.positions import Pass, PassRecorder, Positions, expand_rows, select
 from glasshouse.sites import Anatomy, Site, uncompiled
@@ -299,37 +300,6 @@ def unpack_vector(edit: Add | Ablate) -> None:
     object.__setattr__(edit, "origin", given)
 
 
-def check_tensor(value: Any, what: str, d_model: int, axes: tuple[int, ...]) -> Tensor:
-    """`value` as a finite tensor whose last axis is d_model. Raises `BadValue`."""
-    if value is None:
-        raise BadValue(f"{what} is missing.")
-    try:
-        tensor = value if isinstance(value, Tensor) else torch.as_tensor(value)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise BadValue(f"{what} is not a tensor: {type(value).__name__}.") from error
-    if tensor.ndim not in axes or tensor.shape[-1] != d_model or tensor.numel() == 0:
-        shapes = " or ".join({1: "[d_model]", 2: "[n d_model]", 3: "[batch pos d_model]"}[count] for count in axes)
-        raise BadValue(f"{what} has shape {list(tensor.shape)}; wanted {shapes} with d_model = {d_model}.")
-    tensor = tensor if tensor.is_floating_point() else tensor.float()
-    check_finite(tensor, what)
-    return tensor
-
-
-def check_finite(tensor: Tensor, what: str) -> None:
-    """Raises `BadValue` when a value is NaN or infinite."""
-    bad = int((~torch.isfinite(tensor.detach())).sum())
-    if bad:
-        raise BadValue(f"{what} holds {bad} of {tensor.numel()} values that are not finite (NaN or infinity).")
-
-
-def check_reach(tensor: Tensor, positions: Positions) -> None:
-    """Raises `BadValue` when positions given one by one lie past the end of `[pos d_model]`."""
-    if tensor.ndim == 2 and not isinstance(positions, (str, slice)):
-        wanted: list[Any] = [positions] if isinstance(positions, int) else list(positions) if isinstance(positions, Sequence) else []
-        if any(item >= tensor.shape[0] for item in wanted):
-            raise BadValue(f"Patch: position {max(wanted)} is past the end of the tensor, which has {tensor.shape[0]} positions.")
-
-
 @dataclass(frozen=True, eq=False)
 class Lowered:
     """An edit made ready for one site."""
@@ -344,6 +314,12 @@ class Lowered:
     """As it was given."""
     per_row: bool
     """It carries one value for each prompt, so rows must keep their order."""
+
+    @property
+    def late(self) -> bool:
+        """Whether it may act after the prompt."""
+        positions = getattr(self.edit, "positions", "all")
+        return not (isinstance(positions, str) and positions in ("front", "prompt"))
 
 
 class Editing:
@@ -370,11 +346,12 @@ class Editing:
         """The ids of the hooks that apply the edits now in force."""
         return frozenset(handle.id for handle in self._handles)
 
-    def changes(self) -> dict[str, list[Change]]:
-        """What is done at each site now, outer blocks first: for a forward pass that runs without the hooks."""
+    def changes(self, *, late: bool = False) -> dict[str, list[Change]]:
+        """What is done at each site now, outer blocks first: for a forward pass without the hooks. `late`: what may act after the prompt."""
         found: dict[str, list[Change]] = {}
         for entry in (entry for block in self._blocks for entry in block):
-            found.setdefault(entry.site.name, []).append(entry.change)
+            if entry.late or not late:
+                found.setdefault(entry.site.name, []).append(entry.change)
         return found
 
     def describe(self) -> list[str]:

@@ -19,7 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from glasshouse.edits import Ablate, Add, Edit, check_finite, check_tensor, is_all
+from glasshouse.checks import check_finite, check_tensor
+from glasshouse.edits import Ablate, Add, Edit, is_all
 from glasshouse.errors import BadValue
 from glasshouse.loading import load_pretrained, one_line, quiet
 from glasshouse.models import Model

@@ -121,11 +121,15 @@ class FunctionalWeights:
 class FunctionalDecoder:
     """Llama or Qwen3 as plain tensor operations with a preallocated cache [batch 2*kv_heads pos head_dim] a layer.
 
-    `changes`: by site, what is done to its value [batch pos d_model], in order.
+    `changes`: by site, what is done to its value [batch pos d_model], in order. `late`: those of them that may act after the prompt
+    (default: all).
     """
 
-    def __init__(self, weights: FunctionalWeights, changes: Mapping[str, Sequence[Change]] | None = None) -> None:
+    def __init__(
+        self, weights: FunctionalWeights, changes: Mapping[str, Sequence[Change]] | None = None, late: Mapping[str, Sequence[Change]] | None = None
+    ) -> None:
         self.weights, self.changes = weights, changes or {}
+        self.late = self.changes if late is None else late
 
     def prefill(self, ids: Tensor, mask: Tensor, room: int) -> Tensor:
         """Read the prompts."""
@@ -133,7 +137,9 @@ class FunctionalDecoder:
         self.cache = [ids.new_empty(ids.shape[0], 2 * w.kv_heads, room, w.head_dim, dtype=torch.float32) for _ in w.layers]
         attend = self.begin(ids, mask, room)
         self.now = Pass(ids, ids.shape[0], ids.shape[1], 0, self.prompt, ids.device, self.first) if self.changes else None
-        return self._forward(ids, (mask.cumsum(-1) - 1).clamp(min=0), attend)
+        logits = self._forward(ids, (mask.cumsum(-1) - 1).clamp(min=0), attend)
+        self.changes = self.late
+        return logits
 
     def begin(self, ids: Tensor, mask: Tensor, room: int) -> Tensor | None:
         """Remember lengths and padding of the prompts [batch pos]; which keys each query sees, None where all earlier ones."""

@@ -15,7 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from glasshouse.edits import Add, Change, check_tensor, is_per_row
+from glasshouse.checks import check_tensor
+from glasshouse.edits import Add, Change, is_per_row
 from glasshouse.errors import BadValue
 from glasshouse.functional import SITES, FunctionalDecoder, FunctionalWeights, is_hooked, why_not_functional
 from glasshouse.models import Model

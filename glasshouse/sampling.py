@@ -96,7 +96,7 @@ def sample_ids(
         raise BadValue(f"The functional decoder cannot serve this model: {reason}. Use path='auto'.")
     edited = editing is not None and editing.active
     hooked = edited or (bool(reason) and is_hooked(hf))
-    changes = editing.changes() if edited and editing is not None else {}
+    changes, late = (editing.changes(), editing.changes(late=True)) if edited and editing is not None else ({}, {})
     order = list(range(len(prompts))) if hooked else sorted(range(len(prompts)), key=lambda row: len(prompts[row]))
     result: list[list[int]] = [[] for _ in prompts]
     if options.max_new_tokens == 0:
@@ -107,7 +107,7 @@ def sample_ids(
         numbers = rows if draws is None else [draws[row] for row in rows]
         batch = _Batch(hf, [list(prompts[row]) for row in rows], numbers, options, context, frozenset(eos_ids), pad_id)
         with torch.no_grad():
-            decoder = FunctionalDecoder(weights, changes) if weights is not None else ModuleDecoder(hf, context)
+            decoder = FunctionalDecoder(weights, changes, late) if weights is not None else ModuleDecoder(hf, context)
             for row, new in zip(rows, batch.run(decoder, stop_fn, shrink=not hooked)):
                 result[row] = new
     return result

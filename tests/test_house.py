@@ -23,6 +23,7 @@ FLOORS = {
         "loading",
         "sites",
         "positions",
+        "checks",
         "edits",
         "conditions",
         "edit_files",

@@ -16,10 +16,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from glasshouse.checks import check_finite, check_tensor
 from glasshouse.dictionaries.base import Dictionary
 from glasshouse.dictionaries.recovered import check_predicts, read_activations
 from glasshouse.dictionaries.synthetic import generator_for
-from glasshouse.edits import Add, Change, Clamp, Edit, at_positions, check_finite, check_tensor
+from glasshouse.edits import Add, Change, Clamp, Edit, at_positions
 from glasshouse.errors import BadValue
 from glasshouse.features.causality import Contrast, check_writes, measure
 from glasshouse.models import Inputs, Model
