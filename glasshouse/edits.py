@@ -78,7 +78,7 @@ class Add:
             coef = coef.to(vector.device)[:, None]
         ready = Ready(lambda: coef * vector)
         if not per_row and is_all(self.positions):
-            return lambda x, now: x + ready(x)
+            return Constant(lambda x, now: x + ready(x), ready)
         chosen = select(self.positions)
 
         def change(x: Tensor, now: Pass | None) -> Tensor:
@@ -90,7 +90,8 @@ class Add:
                 value = expand_rows(value, x.shape[0], "Add: the vector")[:, None]
             return x + value if mask is True else x + torch.where(mask[..., None].to(x.device), value, value.new_zeros(()))
 
-        return change
+        everywhere = isinstance(self.positions, str) and self.positions in ("all", "generated")
+        return Constant(change, ready) if everywhere else change
 
 
 @dataclass(frozen=True, eq=False)
@@ -215,6 +216,20 @@ class Ready:
         value = self.make().to(like.device, dtype)
         self.kept = None if value.requires_grad else value
         return value
+
+
+@dataclass(frozen=True, eq=False)
+class Constant:
+    """The change of an `Add` that gives the same to every generated token: what can add for itself need not call it."""
+
+    change: Change
+    """The change itself."""
+    value: Ready
+    """What is added, `[d_model]` or `[batch d_model]`, for the device and dtype of the tensor it is called with."""
+
+    def __call__(self, x: Tensor, now: Pass | None) -> Tensor:
+        """The site's value after it."""
+        return self.change(x, now)
 
 
 def is_all(positions: Positions) -> bool:

@@ -2,11 +2,13 @@
 
 Equal to the transformers module up to rounding, and used only where nothing could tell the difference: no hook of others, no adapter,
 float32, under 30M parameters. Edits at `embed`, `attn_out.L`, `mlp_out.L` and `resid.L` are applied as the hooks would apply them.
+On a CPU a step after the prompt is one call of compiled code where that serves (`decoding.py`); `engine` says what the last one ran on.
 Not here: which model takes which path, and the loop over tokens (`sampling.py`); many edits in one batch (`sweeping.py`).
 """
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
@@ -15,7 +17,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from glasshouse.edits import Change
+from glasshouse import decoding
+from glasshouse.decoding import CompiledStep, PackedWeights
+from glasshouse.edits import Change, Constant
 from glasshouse.positions import Pass, Prompt, read_prompt
 
 FUNCTIONAL_LIMIT = 30_000_000
@@ -103,6 +107,11 @@ class FunctionalWeights:
         with torch.no_grad():
             self.layers = [self._fuse(layer) for layer in hf.model.layers]
 
+    @functools.cached_property
+    def packed(self) -> PackedWeights:
+        """The same in the order in which the compiled step reads them. Raises `NoCompiler`."""
+        return PackedWeights(self)
+
     def _fuse(self, layer: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, tuple[Tensor, Tensor] | None]:
         attention, mlp = layer.self_attn, layer.mlp
 
@@ -118,12 +127,29 @@ class FunctionalWeights:
         return qkv.t(), attention.o_proj.weight.detach().t(), gate_up.t(), mlp.down_proj.weight.detach().t(), head_norms
 
 
+def constants(changes: Mapping[str, Sequence[Change]], rows: int, like: Tensor) -> dict[str, Tensor] | None:
+    """What is added at each site in every step, [d_model] or [rows d_model]; None where a change is more than that."""
+    found: dict[str, Tensor] = {}
+    for site, steps in changes.items():
+        for step in steps:
+            value = step.value(like) if isinstance(step, Constant) else None
+            if value is None or value.requires_grad or (value.ndim == 2 and len(value) != rows):
+                return None
+            found[site] = found[site] + value if site in found else value
+    return found
+
+
 class FunctionalDecoder:
     """Llama or Qwen3 as plain tensor operations with a preallocated cache [batch 2*kv_heads pos head_dim] a layer.
 
     `changes`: by site, what is done to its value [batch pos d_model], in order. `late`: those of them that may act after the prompt
-    (default: all).
+    (default: all). `engine`: what the last step ran on, "compiled" or "torch".
     """
+
+    engine = "torch"
+    _planned: tuple[Any, ...] = ()
+    _planned_rows = -1
+    _compiled: CompiledStep | None = None
 
     def __init__(
         self, weights: FunctionalWeights, changes: Mapping[str, Sequence[Change]] | None = None, late: Mapping[str, Sequence[Change]] | None = None
@@ -160,6 +186,13 @@ class FunctionalDecoder:
 
     def step(self, tokens: Tensor) -> Tensor:
         """Read one token a row."""
+        compiled = self._compiled_step(len(tokens))
+        if compiled is not None:
+            self.engine = "compiled"
+            logits = compiled(tokens, self.positions, self.read)
+            self.positions, self.read = self.positions + 1, self.read + 1
+            return logits
+        self.engine = "torch"
         same = self.blocked is None
         positions = (self.positions[:1] if same else self.positions)[:, None]
         attend = None if self.blocked is None else self.blocked[..., : self.read + 1]
@@ -167,6 +200,21 @@ class FunctionalDecoder:
         if self.changes:
             self.now = Pass(tokens[:, None], len(tokens), 1, self.read, self.prompt, tokens.device)
         return self._forward(tokens[:, None], positions, attend)
+
+    def _compiled_step(self, rows: int) -> CompiledStep | None:
+        """The compiled step where it serves; made anew whenever what it points to is another."""
+        now = (self.changes, self.cache, self.rotary, self.blocked)
+        if rows != self._planned_rows or any(one is not other for one, other in zip(now, self._planned)):
+            self._planned_rows, self._planned, self._compiled = rows, now, self._plan(rows)
+        return self._compiled
+
+    def _plan(self, rows: int) -> CompiledStep | None:
+        w = self.weights
+        fits = w.embedding.device.type == "cpu" and w.head.shape[1] == w.embedding.shape[0] and all(layer.is_contiguous() for layer in self.cache)
+        if not fits or rows > decoding.COMPILED_ROWS or decoding.why_not_compiled():
+            return None
+        additions = constants(self.changes, rows, w.embedding)
+        return None if additions is None else CompiledStep(w, rows, self.cache, self.rotary, self.blocked, additions)
 
     def keep(self, rows: Tensor) -> None:
         """Drop the other rows."""

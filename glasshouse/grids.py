@@ -25,7 +25,7 @@ from glasshouse.progress import Progress
 from glasshouse.sampling import Sampling, sample_ids, sample_with
 
 MEMORY = 1 << 29
-"""Bytes that the key-value cache of one batch may take, unless `max_rows` says otherwise."""
+"""Bytes that the key-value cache of one batch may take (on a GPU a quarter of what is free, if that is more), unless `max_rows` says otherwise."""
 MOST_ROWS = 512
 
 
@@ -98,12 +98,14 @@ def unknown_site(cells: Sequence[Cell]) -> str:
 
 
 def rows_in_memory(model: Model, prompts: Sequence[Sequence[int]], options: Sampling) -> int:
-    """How many rows of the longest prompt fit into `MEMORY`, at most `MOST_ROWS`."""
+    """How many rows of the longest prompt fit into `MEMORY`, or a quarter of a GPU's free memory; at most `MOST_ROWS`."""
     config = model.hf.config.get_text_config() if hasattr(model.hf.config, "get_text_config") else model.hf.config
     heads = int(getattr(config, "num_attention_heads", None) or 1)
     width = int(getattr(config, "head_dim", None) or model.d_model // heads)
-    row = 8 * model.n_layers * int(getattr(config, "num_key_value_heads", None) or heads) * width * (max(map(len, prompts), default=1) + options.max_new_tokens)
-    return max(1, min(MOST_ROWS, MEMORY // row))
+    memory = max(MEMORY, torch.cuda.mem_get_info(model.device)[0] // 4) if model.device.type == "cuda" else MEMORY
+    length = max(map(len, prompts), default=1) + options.max_new_tokens
+    row = 2 * model.dtype.itemsize * model.n_layers * int(getattr(config, "num_key_value_heads", None) or heads) * width * length
+    return max(1, min(MOST_ROWS, memory // row))
 
 
 def first_site(model: Model, cell: Cell) -> int:

@@ -35,6 +35,7 @@ def read_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", help="size of base-lm: nano, mini, small, base (default small; nano with --quick)")
     parser.add_argument("--seeds", type=int, nargs="+", help="training seeds of base-lm (default 0 1 2; 0 with --quick)")
+    parser.add_argument("--scaling", nargs="*", help="sizes to compare over the seeds (default nano mini small; nano mini with --quick)")
     parser.add_argument("--quick", action="store_true", help="fewer prompts, doses and topics")
     parser.add_argument("--model", help="a causal network's folder or hub id, instead of base-lm")
     parser.add_argument("--prompts", default="", help="with --model: prompts to continue (text, JSONL, data set folder or hub id)")
@@ -46,6 +47,7 @@ def read_arguments() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, default=Path("runs/actadd"))
     given = parser.parse_args()
     given.size, given.seeds = given.size or ("nano" if given.quick else "small"), given.seeds or ([0] if given.quick else [0, 1, 2])
+    given.scaling = list(SIZES[:2] if given.quick else SIZES) if given.scaling is None else given.scaling
     given.n = given.n or (32 if given.quick else 80)
     given.coefs = [-4.0, -1.0, 1.0, 2.0, 4.0] if given.quick else [-8.0, -4.0, -2.0, -1.0, -0.5, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0]
     return given
@@ -72,8 +74,8 @@ def experiments(n: int, topics: Sequence[str] = TOPICS) -> list[Experiment]:
 
 def scaling(given: argparse.Namespace, results: dict[str, Any]) -> None:
     """The negative opening steered to positive, by model size: effect and its excess over random directions."""
-    points, sizes = [], SIZES[:2] if given.quick else SIZES
-    for size in sizes:
+    points = []
+    for size in given.scaling:
         for seed in given.seeds:
             model = glasshouse.grow("base-lm", size=size, seed=seed).model
             told = run_experiment(model, experiments(given.n, ())[1], given.coefs, given.directions)
@@ -105,7 +107,7 @@ def main() -> None:
     for model, seed in zip(models, seeds):
         results[f"side effects {seed}"] = side_effects(given, model, asked, [results[one.name][list(seeds).index(seed)] for one in asked], seed)
         write_json(given.out / "results.json", results)
-    if not given.model:
+    if not given.model and given.scaling:
         scaling(given, results)
         write_json(given.out / "results.json", results)
     print("\n* one training seed: the interval is over prompts and says nothing about training")

@@ -237,6 +237,8 @@ def test_a_vector_of_another_model_names_both_and_what_lifts_it(model: Model, tm
         ("schema: glasshouse/edits/1\nedits: !!python/object/apply:os.getcwd []", "plain values only"),
         ("schema: &a [*a]", "is not YAML"),
         ("schema: glasshouse/edits/1\nedits:\n  - add: {values: [1], site: resid.1, coef: .nan}", "coef is a finite number"),
+        ("schema: glasshouse/edits/1\nedits:\n  - add: {values: [1], site: [resid.1]}", "There is no site"),
+        ("schema: glasshouse/edits/1\nedits:\n  - add: {values: [1], sites: [{a: 1}]}", "There is no site"),
         ("schema: glasshouse/edits/1\nedits:\n  - add: {site: resid.1}", "give either 'vector: FILE' or 'values"),
         ("schema: glasshouse/edits/1\nedits:\n  - when: {values: [1], site: resid.1, above: 0}", "when has no edits in 'then"),
     ],
@@ -291,4 +293,7 @@ def test_what_a_file_cannot_hold(model: Model, tmp_path: Path) -> None:
     for edit, told in refused:
         with pytest.raises(BadValue, match=told):
             write_edits(tmp_path / "edits.yaml", [edit])
-    assert not (tmp_path / "edits.yaml").exists()
+    for place in (tmp_path, Path(".")):
+        with pytest.raises(BadValue, match="is a folder"):
+            write_edits(place, [Add("resid.1", one)])
+    assert not list(tmp_path.iterdir())

@@ -8,9 +8,9 @@ import families
 import pytest
 import torch
 
-from glasshouse import Add, load
+from glasshouse import Add, grids, load
 from glasshouse.errors import BadValue, UnknownSite
-from glasshouse.grids import BranchingDecoder, Cell, generate_cells
+from glasshouse.grids import BranchingDecoder, Cell, generate_cells, rows_in_memory
 from glasshouse.models import Model
 from glasshouse.sampling import Sampling, sample_ids
 
@@ -83,6 +83,18 @@ def test_the_layers_below_are_read_once(monkeypatch: Any) -> None:
     cells += [Cell(prompt, [Add("resid.1", torch.ones(model.d_model))]) for prompt in range(3)]
     generate_cells(model, EVEN, cells, Sampling(max_new_tokens=1))
     assert rows[:2] == [3, 12], "three prompts below resid.0; then nine rows of its own branch off, and resid.1's still wait"
+
+
+def test_rows_in_a_batch_follow_the_size_of_the_cache(monkeypatch: Any) -> None:
+    model = load(families.build("llama"))
+    monkeypatch.setattr(grids, "MEMORY", 1 << 20)
+    options = Sampling(max_new_tokens=93)
+    wide = rows_in_memory(model, UNEVEN, options)
+    half = load(families.build("llama").to(torch.bfloat16))
+    assert rows_in_memory(half, UNEVEN, options) == pytest.approx(2 * wide, abs=1)
+    config = model.hf.config
+    each = 2 * 4 * model.n_layers * config.num_key_value_heads * (model.d_model // config.num_attention_heads) * 100
+    assert wide == (1 << 20) // each
 
 
 def test_a_grid_refuses_what_it_cannot_do() -> None:

@@ -28,6 +28,8 @@ FLOORS = {
         "conditions",
         "edit_files",
         "folding",
+        "compiling",
+        "decoding",
         "functional",
         "grids",
         "activations",

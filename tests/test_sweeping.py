@@ -12,10 +12,12 @@ from test_json import check
 
 import glasshouse
 from glasshouse import Add, Vector
-from glasshouse.cli.steering import print_arms, print_sweep, read_coefs, read_layers, read_vector, steered_arms
+from glasshouse.cli.steering import print_arms, print_sweep, prompt_ids, read_coefs, read_layers, read_vector, relative_share, steered_arms
 from glasshouse.errors import BadValue, GlasshouseError, UnknownKnob, UnknownName, UnknownSite
 from glasshouse.evals.continuations import Continuation
+from glasshouse.evals.steering import change
 from glasshouse.models import Model
+from glasshouse.sweeping import Answers, Arm
 
 NANO = Path(glasshouse.__file__).parent / "shipped" / "base-lm-nano-0"
 PROMPTS = ("<bos><document>The cup", "<bos><document>The hat is", "<bos><document>I", "<bos><document>What a")
@@ -97,6 +99,11 @@ def test_what_cannot_be_swept_is_refused(model: Model, vector: Vector) -> None:
         ({"ask": question(), "options": {"n": 3}}, BadValue, "made already"),
         ({"control": "shuffled"}, BadValue, "random"),
         ({"n_random": 1}, BadValue, "n_random"),
+        ({"half": "first"}, BadValue, "all, choose, report"),
+        ({"coefs": 2.0}, BadValue, "a list of numbers"),
+        ({"coefs": ["strong"]}, BadValue, "a list of numbers"),
+        ({"layers": 9}, UnknownSite, "resid.9"),
+        ({"layers": "resid.9"}, UnknownSite, "resid.9"),
     ]
     for given, error, words in cases:
         with pytest.raises(error, match=words):
@@ -104,6 +111,57 @@ def test_what_cannot_be_swept_is_refused(model: Model, vector: Vector) -> None:
     other = Vector(vector.tensor, "resid.0", "given", "front", model="0" * 16)
     with pytest.raises(BadValue, match="0000"):
         glasshouse.sweep(model, other, [0], [1.0], question())
+    texts = Vector(vector.tensor, "resid.0", "actadd", "front", "0" * 16, vector.about)
+    with pytest.raises(BadValue, match="0000"):  # also where it could be made anew at another layer: that would be another vector
+        glasshouse.sweep(model, texts, [0, 1], [1.0], question())
+    with pytest.raises(BadValue, match="takes a Vector; given str"):
+        glasshouse.sweep(model, "love.safetensors", [0], [1.0], question())  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("site", "told"), [("final", "not finite"), ("resid.2", "no longer depend on the text")])
+def test_a_coefficient_that_breaks_the_model_is_told_with_its_cell(model: Model, site: str, told: str) -> None:
+    given = Vector(torch.ones(model.d_model), site)
+    with pytest.raises(BadValue, match=rf"a coefficient of -3e\+38 at {site} the logits.*{told}"):
+        glasshouse.sweep(model, given, [site], [1.0, 3e38], question())
+
+
+def test_the_halves_of_a_sweep_share_no_prompt(model: Model, vector: Vector) -> None:
+    asked: dict[str, set[str]] = {}
+    for half in ("choose", "report"):
+        record = glasshouse.sweep(model, vector, [0], [1.0], question(), "none", half=half, fluency=False)
+        assert (record["unsteered"].n, record.recipe["half"]) == (2, half)
+        asked[half] = {item["messages"][0]["content"] for item in record.transcripts}
+    assert asked["choose"] | asked["report"] == set(PROMPTS)
+    assert not asked["choose"] & asked["report"]
+
+
+def test_rows_that_share_a_random_direction_are_not_counted_as_independent(model: Model, vector: Vector) -> None:
+    prompts = tuple(f"<bos><document>The {noun} is" for noun in "abcdefghijklmnop")
+    by_direction = ["yes" if row % 2 else "no" for row in range(16)]  # with two directions: one always succeeds, the other never
+    asked = question(prompts)
+    record = Arm("random", "random"), Arm("unsteered", "unsteered")
+    ids = [model.encode(" e" if found == "yes" else " u") for found in by_direction]
+    answers = Answers(model, asked, [[1]] * 16, record, {"random": 1, "unsteered": 1}, [*ids, *ids], 2)
+    assert answers.outcomes["random"] == by_direction
+    low, high = answers.ends(record[0], 0)
+    assert (low, high) == (0.0, 1.0), "two directions say nothing more precise"
+    plain_low, plain_high = answers.ends(record[1], 0)
+    assert 0.2 < plain_low < plain_high < 0.8
+    gap = change([1.0] * 16, [float(found == "yes") for found in by_direction], 0, 2)
+    assert (gap.value, gap.low, gap.high, gap.n) == (0.5, 0.0, 1.0, 2)
+    assert change([1.0] * 16, [float(found == "yes") for found in by_direction]).low > 0.2
+    none = change([0.0] * 8, [0.0] * 8)
+    assert none.low < -0.2
+    assert none.high > 0.2
+
+
+def test_a_sum_is_made_anew_only_where_every_term_has_texts(model: Model, vector: Vector) -> None:
+    from glasshouse.sweeping import vectors_by_site
+
+    given = Vector(torch.ones(model.d_model), "resid.0")
+    assert torch.equal(vectors_by_site(model, given + given, [1])["resid.1"].tensor, 2 * given.tensor)
+    other = glasshouse.contrast(model, "I love", "I hate", "resid.1")
+    assert torch.allclose(vectors_by_site(model, vector + vector, [1])["resid.1"].tensor, 2 * other.tensor, atol=1e-5)
 
 
 def test_steer_shows_four_arms_and_keeps_the_vector(command_line: Any, tmp_path: Path) -> None:
@@ -131,7 +189,14 @@ def test_steer_says_what_is_wrong(model: Model, vector: Vector, capsys: Any) -> 
     with pytest.raises(BadValue, match="--coefs takes numbers"):
         read_coefs("one")
     arms = steered_arms(model, vector, 2.0, "<bos><document>The cup", False, {"seed": 0, "max_new_tokens": 4})
-    print_arms(vector, 2.0, arms, ["kept.yaml"])
+    ids = prompt_ids(model, "The cup", False)
+    assert ids == prompt_ids(model, "<bos>The cup", False)
+    share = relative_share(model, vector, 2.0, ids)
+    before = model.at("resid.0", torch.tensor([ids]))["resid.0"][0]
+    added = torch.zeros_like(before)
+    added[: len(vector.tensor)] = 2.0 * vector.tensor[: len(ids)]
+    assert share == pytest.approx(float((added.norm(dim=-1) / before.norm(dim=-1))[1:].max()), rel=1e-4)
+    print_arms(vector, 2.0, share, arms, ["kept.yaml"])
     shown = capsys.readouterr().out
     assert all(name in shown for name in ("plain", "steered", "wrong sign", "random", "kept.yaml"))
 

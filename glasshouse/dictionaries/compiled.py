@@ -1,35 +1,30 @@
 """The compiled kernels: `kernels.cpp`, built on first use with the machine's C++ compiler and called through ctypes.
 
-The library is kept in GLASSHOUSE_CACHE (default: ~/.cache/glasshouse) under a name that hashes source, flags and processor. Where no
-compiler is found, or the build fails, `load_kernels()` raises `NoCompiler` with the reason, and `fit` goes on in PyTorch and says so.
+Where no compiler is found, or the build fails, `load_kernels()` raises `NoCompiler` with the reason, and `fit` goes on in PyTorch and says so.
+Not here: how a library is built and where it is kept (`compiling.py`).
 """
 
 from __future__ import annotations
 
 import ctypes
 import functools
-import hashlib
-import os
-import platform
-import shutil
-import subprocess
-import tempfile
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from glasshouse.compiling import NoCompiler, address, cache_folder, load_library, processor
 from glasshouse.dictionaries.codes import SparseCodes
 
+__all__ = [
+    "GATED", "JUMP", "PENALISED", "PLAIN", "SOURCE", "Latents", "NoCompiler", "above", "address", "available", "cache_folder", "load_kernels",
+    "pointers", "processor", "sparse_above", "sparse_topk", "top_of_rows",
+]  # fmt: skip
+
 SOURCE = Path(__file__).with_name("kernels.cpp")
-FLAGS = ("-O3", "-march=native", "-fopenmp", "-fno-math-errno", "-fno-trapping-math", "-std=c++17", "-shared", "-fPIC")
 PLAIN, PENALISED, JUMP, GATED = range(4)
 """Kinds of activation, as in kernels.cpp."""
-
-
-class NoCompiler(RuntimeError):
-    """The kernels cannot be built here; the message says why."""
 
 
 class Latents(ctypes.Structure):
@@ -59,56 +54,10 @@ def available() -> bool:
     return True
 
 
-def cache_folder() -> Path:
-    """Where built kernels are kept."""
-    given = os.environ.get("GLASSHOUSE_CACHE")
-    if given:
-        return Path(given)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "glasshouse"
-
-
-def processor() -> str:
-    """What tells one processor's instruction set from another's: a library built for this one may not run on that one."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        return "".join(sorted({line for line in lines if line.startswith(("flags", "Features", "model name"))}))
-    except OSError:
-        return platform.processor() + platform.machine()
-
-
 @functools.cache
 def load_kernels() -> Any:
     """The loaded kernels. Raises `NoCompiler`."""
-    compiler = os.environ.get("CXX") or next((name for name in ("g++", "clang++", "c++") if shutil.which(name)), None)
-    if compiler is None:
-        raise NoCompiler("no C++ compiler was found (g++, clang++; or name one in CXX)")
-    key = hashlib.sha256("\0".join([SOURCE.read_text(encoding="utf-8"), compiler, *FLAGS, processor()]).encode()).hexdigest()[:16]
-    try:
-        folder = cache_folder()
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError:
-        folder = Path(tempfile.mkdtemp(prefix="glasshouse-"))
-    path = folder / f"kernels-{key}.so"
-    try:
-        if not path.is_file():
-            _build(compiler, path)
-        return _typed(ctypes.CDLL(str(path)))
-    except OSError as error:
-        raise NoCompiler(f"{path} could not be built or loaded ({error})") from error
-
-
-def _build(compiler: str, path: Path) -> None:
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    try:
-        done = subprocess.run([*compiler.split(), *FLAGS, "-o", str(part), str(SOURCE)], capture_output=True, text=True, timeout=300)
-        if done.returncode != 0:
-            reason = (done.stderr.strip().splitlines() or ["no message"])[-1]
-            raise NoCompiler(f"{compiler} could not compile the kernels ({reason})")
-        os.replace(part, path)
-    except subprocess.TimeoutExpired as error:
-        raise NoCompiler(f"{compiler} took more than five minutes over the kernels") from error
-    finally:
-        part.unlink(missing_ok=True)
+    return _typed(load_library(SOURCE))
 
 
 def _typed(held: Any) -> Any:
@@ -127,16 +76,6 @@ def _typed(held: Any) -> Any:
     for name in ("select_topk", "count_above", "take_above", "recompute", "decode_rows", "by_latent", "update_latents", "apply_gradients"):
         getattr(held, name).restype = None
     return held
-
-
-def address(tensor: Tensor | None) -> int | None:
-    """Where a contiguous CPU tensor's data is; None for None."""
-    if tensor is None:
-        return None
-    assert tensor.is_contiguous(), "kernels take contiguous tensors"
-    assert tensor.device.type == "cpu", "kernels take CPU tensors"
-    assert tensor.dtype in (torch.float32, torch.int32, torch.int64), "kernels take float32, int32 and int64"
-    return tensor.data_ptr()
 
 
 def pointers(counts: Tensor) -> Tensor:

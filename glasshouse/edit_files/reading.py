@@ -56,19 +56,19 @@ def read_edits(path: Path | str, model: Model) -> list[Edit]:
     if reader.mistakes:
         several = f"{path.name} has {len(reader.mistakes)} mistakes" if len(reader.mistakes) > 1 else f"{path.name} has a mistake"
         raise BadValue(f"{several}: " + "\n  ".join(reader.mistakes))
-    check_alive(path, model, edits)
+    check_alive(model, edits, f"the edits of {path.name}")
     return edits
 
 
-def check_alive(path: Path, model: Model, edits: Sequence[Edit]) -> None:
-    """Raises `BadValue` when, on a few tokens, the edited model's logits are not finite, or equal at every position."""
+def check_alive(model: Model, edits: Sequence[Edit], what: str) -> None:
+    """Raises `BadValue` when, on a few tokens, the edited model's logits are not finite, or equal at every position; `what` names the edits."""
     ids = probe_tokens(model, width=12 + longest_front(edits))
     with model.edited(*edits):
         logits = outputs(model, ids).flatten(0, 1)
     if not bool(torch.isfinite(logits).all()):
-        raise BadValue(f"Under the edits of {path.name} the logits are not finite: an edit is far too strong. Give a smaller coef.")
+        raise BadValue(f"Under {what} the logits are not finite: an edit is far too strong. Give a smaller coef.")
     if bool((logits == logits[0]).all()):
-        raise BadValue(f"Under the edits of {path.name} the logits no longer depend on the text: an edit is far too strong. Give a smaller coef.")
+        raise BadValue(f"Under {what} the logits no longer depend on the text: an edit is far too strong. Give a smaller coef.")
 
 
 def read_document(path: Path) -> tuple[Any, dict[Trail, int]]:
@@ -314,7 +314,7 @@ class Reader:
 
     def site(self, given: Any, trail: Trail) -> str:
         """A site that the model has."""
-        if given not in self.model.anatomy.sites:
+        if not isinstance(given, str) or given not in self.model.anatomy.sites:
             self.skip(trail, str(UnknownSite(str(given), self.model.sites)))
         return str(given)
 

@@ -26,6 +26,8 @@ def write_edits(path: Path | str, edits: Sequence[Edit]) -> Path:
     Raises `BadValue` for what a file cannot hold (a `Patch`, one value for each prompt, positions given by a function), and `OutputFailed`.
     """
     path = Path(path).expanduser()
+    if path.is_dir() or path.name in ("", ".."):
+        raise BadValue(f"{str(path)!r} is a folder; give the name of a file for the edits, such as edits.yaml.")
     writer = Writer(path)
     document = {"schema": SCHEMA, "edits": writer.entries(edits)}
     if path.suffix == ".json":

@@ -427,6 +427,15 @@ def _median_ratio(one: np.ndarray, two: np.ndarray, seed: int) -> Interval:
     return Interval(float(np.median(ratios)), float(low), float(high), len(ratios), "bootstrap of the median", "pair of passes")
 
 
-def change(new: Sequence[float], old: Sequence[float], seed: int = 0) -> Interval:
-    """New rate minus old on the same prompts, prompts resampled."""
-    return paired_bootstrap([float(one) for one in new], [float(one) for one in old], seed=seed, draws=2000)
+def change(new: Sequence[float], old: Sequence[float], seed: int = 0, clusters: int = 0) -> Interval:
+    """New rate minus old on the same prompts, prompts resampled; with `clusters`, prompts i, i + clusters, ... together (one random direction).
+
+    Where no yes or no differs a bootstrap has no width, and the interval is Tango's.
+    """
+    one, two = [float(value) for value in new], [float(value) for value in old]
+    if one == two and {*one} <= {0.0, 1.0}:
+        return tango([bool(value) for value in one], [bool(value) for value in two])
+    if not 0 < clusters < len(one):
+        return paired_bootstrap(one, two, seed=seed, draws=2000)
+    gaps = [first - second for first, second in zip(one, two, strict=True)]
+    return clustered_bootstrap([gaps[start::clusters] for start in range(clusters)], seed=seed, draws=2000, unit="random direction")

@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from glasshouse.edit_files.reading import longest_front
 from glasshouse.edits import Edit
 from glasshouse.errors import BadValue, BrokenWeights, GlasshouseError
 from glasshouse.functional import SITES, FunctionalDecoder, FunctionalWeights, why_not_functional
@@ -119,6 +120,7 @@ class Batcher:
         check_servable(model)
         self.model, self.batch_size, self.seed = model, batch_size, seed
         self.context = context_of(model)
+        self._front = longest_front(edits)
         self._vocabulary = int(core_of(model.hf).get_input_embeddings().num_embeddings)
         self._asked: Counter[str] = Counter()
         self._lock = threading.Lock()
@@ -133,12 +135,14 @@ class Batcher:
         self._finalize = weakref.finalize(self, stop, self._jobs, self._closing, self._thread)
 
     def submit(self, request: Request) -> Job:
-        """Queue a request. Raises `BadValue` for an empty prompt, one longer than the context, or ids outside the vocabulary."""
+        """Queue a request. Raises `BadValue` for an empty prompt, one longer than the context or too short for the edits, or ids outside the vocabulary."""
         ids = request.ids
         if not ids:
             raise BadValue("The prompt is empty; give at least one token.")
         if len(ids) > self.context:
             raise BadValue(f"The prompt has {len(ids)} tokens, and the context of {self.model.name} is {self.context}; shorten it.")
+        if len(ids) < self._front:  # here, because in a batch it would take the others with it
+            raise BadValue(f"The edits in force are for the first {self._front} tokens, and the prompt has {len(ids)}; give a longer one.")
         if min(ids) < 0 or max(ids) >= self._vocabulary:
             raise BadValue(f"The prompt has ids from {min(ids)} to {max(ids)}, and the vocabulary has {self._vocabulary} tokens.")
         if request.sampling.seed < 0:
@@ -150,6 +154,9 @@ class Batcher:
             job.future.set_result(Answer("", (), "max_tokens", len(ids), None if request.top_logprobs is None else ()))
         else:
             self._jobs.put(job)
+            if self._closing.is_set():  # closed meanwhile: the thread may have looked at the queue for the last time
+                refuse_waiting(self.model, self._jobs)
+                self._jobs.put(None)
         return job
 
     def _draws(self, request: Request) -> np.random.Generator | None:
@@ -224,12 +231,19 @@ def work(
         if ready.done():
             raise
         ready.set_exception(error)
-    closing.set()
-    _SERVED.discard(model)
-    while not jobs.empty():
-        left = jobs.get()
-        if left is not None and left.future.set_running_or_notify_cancel():
-            left.future.set_exception(closed(model))
+    finally:
+        closing.set()
+        _SERVED.discard(model)
+        refuse_waiting(model, jobs)
+
+
+def refuse_waiting(model: Model, jobs: queue.SimpleQueue[Job | None]) -> None:
+    """Tell everybody in the queue that no answer will come."""
+    with contextlib.suppress(queue.Empty):
+        while True:
+            left = jobs.get_nowait()
+            if left is not None and left.future.set_running_or_notify_cancel():
+                left.future.set_exception(closed(model))
 
 
 def closed(model: Model) -> GlasshouseError:

@@ -132,6 +132,12 @@ def remake_term(method: str, about: Any, model: Model, sites: Sequence[str]) -> 
     return contrast(model, about["plus"], about["minus"], list(sites), method, **about.get("options", {}))
 
 
+def can_be_remade(vector: Vector) -> bool:
+    """Whether `remake` finds the texts on the vector's card; of a sum, on every term's."""
+    terms = vector.about.get("terms", ()) if vector.method == "sum" else [{"method": vector.method, "about": vector.about}]
+    return bool(terms) and all(term["method"] in METHODS and {"plus", "minus"} <= set(term["about"]) for term in terms)
+
+
 def remake_sum(terms: Sequence[Any], model: Model, sites: Sequence[str]) -> dict[str, Vector]:
     """A sum, term by term."""
     total: dict[str, Vector] = {}

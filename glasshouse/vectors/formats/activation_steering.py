@@ -18,7 +18,8 @@ from torch import Tensor
 from glasshouse.dictionaries.formats.files import Config, read_json, shorten
 from glasshouse.errors import BadValue
 from glasshouse.records import writing
-from glasshouse.vectors.formats.layers import CARD, build, check_constant, layer_number, layer_of, model_type_of, pack_cards, with_extension
+from glasshouse.vectors.formats.layers import CARD, build, check_constant, layer_number, layer_of, model_type_of, pack_cards
+from glasshouse.vectors.formats.own import with_extension
 from glasshouse.vectors.vector import Vector
 
 At: TypeAlias = Literal["read", "added"]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -36,11 +35,6 @@ def check_constant(vectors: Mapping[str, Vector], format: str) -> None:
             raise BadValue(f"The format {format} holds no positions, and this vector's are {vector.positions!r}; save vector.placed('all').")
     if len({vector.d_model for vector in vectors.values()}) > 1:
         raise BadValue(f"The format {format} holds vectors of one width; given {', '.join(str(vector.d_model) for vector in vectors.values())}.")
-
-
-def with_extension(path: Path, extension: str) -> Path:
-    """The path, ending in the extension."""
-    return path if path.suffix == extension else path.with_name(path.name + extension)
 
 
 def pack_cards(vectors: Mapping[str, Vector]) -> str:

@@ -32,10 +32,17 @@ def write(vectors: Mapping[str, Vector], path: Path) -> Path:
     from safetensors.torch import save
 
     text = pack({"schema": SCHEMA, "vectors": {site: card_of(vector) for site, vector in vectors.items()}})
-    path = path if path.suffix == EXTENSION else path.with_name(path.name + EXTENSION)
+    path = with_extension(path, EXTENSION)
     with writing(path) as part:
         part.write_bytes(save({site: vector.tensor for site, vector in vectors.items()}, {KEY: text}))
     return path
+
+
+def with_extension(path: Path, extension: str) -> Path:
+    """The path, ending in the extension. Raises `BadValue` for a path without a file name, such as `.`."""
+    if path.name in ("", ".."):
+        raise BadValue(f"{str(path)!r} names no file; give a file's name, such as love{extension}.")
+    return path if path.suffix == extension else path.with_name(path.name + extension)
 
 
 def pack(value: Any) -> str:

@@ -14,7 +14,8 @@ from typing import Any
 from glasshouse.errors import BadValue
 from glasshouse.records import writing
 from glasshouse.vectors.formats.gguf import read_gguf, write_gguf
-from glasshouse.vectors.formats.layers import CARD, build, check_constant, layer_number, layer_of, model_type_of, pack_cards, with_extension
+from glasshouse.vectors.formats.layers import CARD, build, check_constant, layer_number, layer_of, model_type_of, pack_cards
+from glasshouse.vectors.formats.own import with_extension
 from glasshouse.vectors.vector import Vector
 
 ARCHITECTURE = "controlvector"

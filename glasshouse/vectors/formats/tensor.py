@@ -15,6 +15,7 @@ from torch import Tensor
 from glasshouse.dictionaries.formats.files import read_safetensors, shorten
 from glasshouse.errors import BadValue
 from glasshouse.records import writing
+from glasshouse.vectors.formats.own import with_extension
 from glasshouse.vectors.formats.steering_vectors import load_torch
 from glasshouse.vectors.vector import Vector
 
@@ -50,7 +51,7 @@ def write(vectors: Mapping[str, Vector], path: Path) -> Path:
     for vector in vectors.values():
         if vector.tensor.ndim != 1:
             raise BadValue(f"A bare tensor of {len(vector.tensor)} rows does not say what they are; save the vector as format='glasshouse'.")
-    path = path if path.suffix == ".safetensors" else path.with_name(path.name + ".safetensors")
+    path = with_extension(path, ".safetensors")
     with writing(path) as part:
         part.write_bytes(save({site: vector.tensor for site, vector in vectors.items()}))
     return path
