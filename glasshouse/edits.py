@@ -69,6 +69,8 @@ class Add:
         vector = check_tensor(self.vector, "Add: the vector", d_model, axes=(1, 2, 3) if front else (1, 2))
         if self.origin is not None and vector.ndim == 2 and not front:
             raise BadValue(f"Add: the vector has a row for each of {len(vector)} front tokens, so it goes to positions='front' only; given {self.positions!r}.")
+        if not isinstance(self.coef, (Tensor, int, float)):
+            raise BadValue(f"Add: coef is a number, or a tensor [batch]; given {self.coef!r}.")
         coef = self.coef if isinstance(self.coef, Tensor) else float(self.coef)
         check_finite(torch.as_tensor(coef), "Add: coef")
         if front:

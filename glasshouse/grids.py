@@ -87,9 +87,10 @@ def check_cells(model: Model, prompts: Sequence[Sequence[int]], cells: Sequence[
         if is_per_row(edit):
             raise BadValue("A cell is one row, so its vector is [d_model] (or [k d_model] with positions='front') and its coef one number.")
         edit.lower(model.anatomy.sites[edit.site], model.d_model)  # says what does not fit
-    for origin in {id(edit.origin): edit.origin for cell in cells for edit in cell.edits}.values():
-        if hasattr(origin, "check"):
-            origin.check(model)
+    origins = {id(edit.origin): edit.origin for cell in cells for edit in cell.edits if hasattr(edit.origin, "check")}
+    mark = model.fingerprint() if any(origin.model for origin in origins.values()) else None
+    for origin in origins.values():
+        origin.check(model, mark)
 
 
 def unknown_site(cells: Sequence[Cell]) -> str:

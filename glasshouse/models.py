@@ -118,12 +118,16 @@ class Model:
         return next(weight.dtype for weight in self.hf.parameters() if weight.is_floating_point())
 
     def fingerprint(self) -> str:
-        """16 hex digits that change when a weight, an adapter or the architecture changes (sums and ends of every tensor are hashed)."""
+        """16 hex digits that change when a weight, an adapter or the architecture changes (sums of bits and ends of every tensor are hashed).
+
+        Sums of integers are the same in every order, so threads and devices do not matter; the dtype does.
+        """
         parts: list[Any] = [type(core_of(self.hf)).__name__, str(self.dtype)]
         for name, weight in self.hf.named_parameters():
             values = weight.detach().reshape(-1)
             ends = torch.cat([values[:8], values[-8:]]).double().tolist()
-            parts.append([name, list(weight.shape), float(values.sum(dtype=torch.float64)), float(values.abs().sum(dtype=torch.float64)), ends])
+            bits = values.view({1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[values.element_size()])
+            parts.append([name, list(weight.shape), int(bits.sum(dtype=torch.int64)), int(bits[::3].sum(dtype=torch.int64)), ends])
         return content_hash(parts)
 
     # ------------------------------------------------------------------ text and ids
@@ -274,9 +278,10 @@ class Model:
 
     @contextmanager
     def _edited(self, edits: Sequence[Edit]) -> Iterator[Model]:
-        for edit in edits:
-            if getattr(edit, "origin", None) is not None and hasattr(edit.origin, "check"):  # type: ignore[union-attr]
-                edit.origin.check(self)  # type: ignore[union-attr]
+        origins = [origin for edit in edits if hasattr(origin := getattr(edit, "origin", None), "check")]
+        mark = self.fingerprint() if any(getattr(origin, "model", None) for origin in origins) else None
+        for origin in origins:
+            origin.check(self, mark)  # type: ignore[union-attr]
         with self.editing.applied(edits):
             yield self
 

@@ -297,3 +297,19 @@ def test_ids_that_are_no_ids() -> None:
 def test_every_asked_family_is_tested() -> None:
     assert set(ASKED) <= set(FAMILIES)
     assert [family for family in FAMILIES if not causal(family)] == ["bert"]
+
+
+def test_the_fingerprint_does_not_depend_on_threads() -> None:
+    """Float sums are taken in another order by another number of threads, and a vector would be refused by the model that it was made on."""
+    model = load(build("llama", vocab_size=40_000))
+    before, found = torch.get_num_threads(), set()
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            found.add(model.fingerprint())
+    finally:
+        torch.set_num_threads(before)
+    assert len(found) == 1
+    with torch.no_grad():
+        model.hf.get_input_embeddings().weight[77, 3] += 1e-3
+    assert model.fingerprint() not in found

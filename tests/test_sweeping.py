@@ -220,3 +220,13 @@ def test_lists_on_the_command_line() -> None:
     assert read_layers("0, 2,embed") == [0, 2, "embed"]
     assert read_layers("") is None
     assert read_coefs("1,-2.5, 4") == [1.0, -2.5, 4.0]
+
+
+def test_prompts_of_the_world_are_not_put_to_a_network_that_cannot_read_them() -> None:
+    from families import build, build_tokenizer
+
+    other = Model(build("gpt2"), build_tokenizer(), "other")
+    with pytest.raises(BadValue, match="which other cannot read; give your own with -o prompts=FILE"):
+        glasshouse.sweep(other, Vector(torch.ones(other.d_model), "resid.0"), [0], [1.0], "sentiment")
+    with pytest.raises(BadValue, match="cannot read"):
+        glasshouse.ask(other, "topic", n=4)

@@ -63,10 +63,11 @@ def token_log_probs(model: Model, rows: Sequence[Sequence[int]], edits: Edits = 
         for start in range(0, len(order), batch_size):
             places = order[start : start + batch_size]
             ids, mask = model.batch([list(rows[place]) for place in places])
-            logs = model.logits(ids, mask)[:, :-1].float().log_softmax(-1)
-            if not bool(torch.isfinite(logs.amax(-1)).all()):
+            logits = model.logits(ids, mask)[:, :-1].float()
+            total = logits.logsumexp(-1)
+            if not bool(torch.isfinite(total).all()):
                 raise BadValue("The steered model's log probabilities are not finite: the coefficient is far too strong.")
-            told = logs.gather(-1, ids[:, 1:, None])[..., 0].double().cpu().numpy()
+            told = (logits.gather(-1, ids[:, 1:, None])[..., 0] - total).double().cpu().numpy()
             for place, row in zip(places, told):
                 found[place] = row[len(row) - (len(rows[place]) - 1) :]
     return found

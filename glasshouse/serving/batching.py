@@ -263,10 +263,10 @@ def collect(jobs: queue.SimpleQueue[Job | None], most: int, wait: float) -> list
 
 def decoder_maker(model: Model) -> Callable[[], Decoder]:
     """A function that makes a fresh decoder: the functional one where it can stand for the model with its edits, else the module."""
-    changes = model.editing.changes()
+    changes, late = model.editing.changes(), model.editing.changes(late=True)
     if all(SITES.fullmatch(site) for site in changes) and not why_not_functional(model.hf, model.editing.hook_ids):
         weights = FunctionalWeights(model.hf)
-        return lambda: FunctionalDecoder(weights, changes)
+        return lambda: FunctionalDecoder(weights, changes, late)
     context = context_of(model)
     return lambda: ModuleDecoder(model.hf, context)
 

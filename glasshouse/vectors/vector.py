@@ -126,10 +126,13 @@ class Vector:
         """The same vector, added at other positions unless `Add` is told otherwise. Raises `BadValue`."""
         return self._with(positions=positions)
 
-    def check(self, model: Model) -> None:
-        """Raises `BadValue` when the vector was made on another model (both are named) or is too wide, `UnknownSite` for its site."""
+    def check(self, model: Model, mark: str | None = None) -> None:
+        """Raises `BadValue` when the vector was made on another model (both are named) or is too wide, `UnknownSite` for its site.
+
+        `mark`: the model's fingerprint, where it is known already.
+        """
         if self.model is not None:
-            mark = model.fingerprint()
+            mark = mark or model.fingerprint()
             if mark != self.model:
                 other = f"made on {named(self)}, and this model is {model.name!r} ({mark})"
                 raise BadValue(f"This vector was {other}: other weights, adapter or dtype. To use it all the same: vector.adopt(model).")
