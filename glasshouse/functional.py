@@ -1,7 +1,7 @@
 """The functional decoder: a plain Llama or Qwen3 in about ten tensor operations a layer, edits included, for small models.
 
 Equal to the transformers module up to rounding, and used only where nothing could tell the difference: no hook of others, no adapter,
-float32, under 30M parameters. Edits at `embed`, `attn_out.L`, `mlp_out.L` and `resid.L` are applied as the hooks would apply them.
+float32, under 64M parameters. Edits at `embed`, `attn_out.L`, `mlp_out.L` and `resid.L` are applied as the hooks would apply them.
 On a CPU a step after the prompt is one call of compiled code where that serves (`decoding.py`); `engine` says what the last one ran on.
 Not here: which model takes which path, and the loop over tokens (`sampling.py`); many edits in one batch (`sweeping.py`).
 """
@@ -22,7 +22,7 @@ from glasshouse.decoding import CompiledStep, PackedWeights
 from glasshouse.edits import Change, Constant
 from glasshouse.positions import Pass, Prompt, read_prompt
 
-FUNCTIONAL_LIMIT = 30_000_000
+FUNCTIONAL_LIMIT = 64_000_000
 """Parameters from which the transformers module itself is used: the overhead that the functional decoder saves is small there."""
 
 SITES = re.compile(r"embed|(attn_out|mlp_out|resid)\.\d+")

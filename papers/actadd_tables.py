@@ -51,7 +51,7 @@ def draw(given: argparse.Namespace, one: Experiment, found: Sequence[dict[str, A
     """The pictures of one experiment, of its first seed where a picture shows one."""
     first, name = found[0], one.name.replace(": ", "-").replace(" ", "-")
     judged = "" if given.model else "; no model judges"
-    caption = Caption(f"{first['n']} prompts", seeds, DECODING, "emergent", f"the half that chose nothing{judged}")
+    caption = Caption(f"{first['n']} prompts", str(seeds[0]), DECODING, "emergent", f"the half that chose nothing{judged}")
     shown = Caption(caption.n, str(seeds[0]), caption.decoding, caption.label, "the half on which site and coefficient are chosen")
     sweep_heat(first["cells"], shown, title=f"{one.name}: effect and fluency").save(given.out / f"heat-{name}.svg")
     if any(row["random"] for row in first["dose"]["rows"]):
