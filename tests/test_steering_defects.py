@@ -245,10 +245,14 @@ def test_two_models_do_not_share_their_state() -> None:
         with two.edited(Add(second, coef=3.0)):
             assert torch.equal(one.logits(ids), alone)
             assert not torch.allclose(two.logits(ids), plain)
-            assert one.continue_ids([[1, 9]], max_new_tokens=3) != [] != two.continue_ids([[1, 9]], max_new_tokens=3)
+            both = [model.continue_ids([[1, 9]], max_new_tokens=6) for model in (one, two)]
+            assert both[0] == (one_alone := one.continue_ids([[1, 9]], max_new_tokens=6))
         assert torch.equal(two.logits(ids), plain)
         assert torch.equal(one.logits(ids), alone)
+        assert one.continue_ids([[1, 9]], max_new_tokens=6) == one_alone
     assert torch.equal(one.logits(ids), plain)
+    with two.edited(Add(second, coef=3.0)):
+        assert two.continue_ids([[1, 9]], max_new_tokens=6) == both[1]
 
 
 def test_a_vector_is_not_normalised_or_written_to_by_its_use(model: Model) -> None:

@@ -479,6 +479,10 @@ def test_pictures_hold_their_numbers() -> None:
     assert "25%" in heat.svg
     assert "1.50" in heat.svg
     assert "+2" in heat.svg
+    assert "random directions" not in heat.svg
+    beside = figures.sweep_heat([{**cell, "random": 0.125} for cell in cells], CAPTION)
+    assert "random directions" in beside.svg
+    assert "12%" in beside.svg or "13%" in beside.svg or "12.5%" in beside.svg
     rows = [{"coef": coef, "rate": 0.5, "low": 0.4, "high": 0.6, "random": [0.1, 0.2]} for coef in (-1.0, 1.0)]
     assert "2 random directions" in figures.dose(rows, CAPTION, unsteered=0.1).caption
     lines = [{"series": "steered", "frequency": x, "value": 0.9, "low": 0.8, "high": 1.0} for x in (0.0, 0.1)]

@@ -9,7 +9,6 @@ from typing import Annotated
 import typer
 
 from glasshouse.cli.app import app
-from glasshouse.cli.edited import EDITS
 from glasshouse.cli.questions import JSON, KNOB, SEED, SIZE, SUBJECT
 
 
@@ -17,7 +16,7 @@ from glasshouse.cli.questions import JSON, KNOB, SEED, SIZE, SUBJECT
 def export(
     subject: Annotated[str, SUBJECT],
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="A new folder for the checkpoint.")],
-    edits: Annotated[Path | None, EDITS] = None,
+    edits: Annotated[Path | None, typer.Option("--edits", metavar="FILE", help="The edit file (edits.yaml) that is folded in.")] = None,
     size: Annotated[str, SIZE] = "mini",
     seed: Annotated[int, SEED] = 0,
     knob: Annotated[list[str] | None, KNOB] = None,

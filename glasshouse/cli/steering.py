@@ -179,8 +179,8 @@ def read_vector(model: Model, plus: list[str] | None, minus: list[str] | None, s
     import glasshouse
 
     if path is not None:
-        if plus or minus:
-            raise BadValue("--vector is a vector already, so --plus and --minus have no meaning; give one or the other.")
+        if plus or minus or method != "actadd":
+            raise BadValue("--vector is a vector already, so --plus, --minus and --method have no meaning; give one or the other.")
         found = glasshouse.load_vector(path, site=site)
         found.check(model)
         return found
@@ -206,18 +206,19 @@ def read_coefs(text: str) -> list[float]:
 
 
 def draw_sweep(cells: Sequence[Mapping[str, Any]], prompts: int, folder: Path) -> None:
-    """`sweep.svg` in the run's folder: effect and fluency by site and coefficient."""
+    """`sweep.svg` in the run's folder: effect, that of random directions, and fluency, by site and coefficient."""
     from glasshouse.plots import Caption
     from glasshouse.plots.steering import sweep_heat
 
+    noise = {cell["name"]: cell["rate"] for cell in cells if cell["kind"] == "random"}
     shown = [
-        {"site": cell["site"], "coef": cell["coef"], "rate": cell["rate"], "fluency": cell["fluency"].value if cell.get("fluency") else None}
+        {"site": cell["site"], "coef": cell["coef"], "rate": cell["rate"], "random": noise.get(f"random {cell['name']}"),
+         "fluency": cell["fluency"].value if cell.get("fluency") else None}
         for cell in cells if cell["kind"] in ("steered", "wrong sign")
     ]  # fmt: skip
     plain = next(cell for cell in cells if cell["kind"] == "unsteered")
-    noise = [cell["rate"] for cell in cells if cell["kind"] == "random"]
-    told = f"unsteered {plain['rate']:.0%}" + (f"; random directions of the same norm {min(noise):.0%} to {max(noise):.0%}" if noise else "")
-    caption = Caption(f"{prompts} prompts a cell", "as the model's", "one draw a prompt, the same in every cell", "constructed", told)
+    told = f"unsteered {plain['rate']:.0%}" + ("; random directions have the vector's norm" if noise else "")
+    caption = Caption(f"{prompts} prompts a cell", "of the model", "one draw a prompt, the same in every cell", "constructed", told)
     sweep_heat(shown, caption).save(folder / "sweep.svg")
 
 

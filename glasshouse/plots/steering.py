@@ -20,9 +20,10 @@ Rows = Sequence[Mapping[str, Any]]
 def sweep_heat(
     cells: Rows, caption: Caption, *, title: str = "Effect and fluency", effect: str = "rate of success", fluency: str = "perplexity ratio to unsteered",
 ) -> Figure:  # fmt: skip
-    """Two heat maps over the same sites and coefficients: `cells` hold site, coef, rate, and fluency (None: no token to measure).
+    """Heat maps over the same sites and coefficients: `cells` hold site, coef, rate, and fluency (None: no token to measure).
 
-    A fluency of 8 or more has the darkest shade; the number stands in the cell.
+    Cells that hold `random`, the rate of random directions of the same norm, get a third map between the two. A fluency of 8 or more has
+    the darkest shade; the number stands in the cell.
     """
     import altair as alt
 
@@ -30,13 +31,16 @@ def sweep_heat(
     if not cells or not all(finite(cell["rate"]) for cell in cells):
         raise BadValue(f"A heat map of a sweep needs cells with a finite rate; got {len(cells)} cells.")
     panels = []
-    for key, told, top in (("rate", effect, 1.0), ("fluency", fluency, 8.0)):
+    maps = [("rate", effect, 1.0), ("random", f"{effect}, random directions", 1.0), ("fluency", fluency, 8.0)]
+    for key, told, top in maps:
+        if not any(cell.get(key) is not None for cell in cells):
+            continue
         values = []
         for cell in cells:
             value = cell.get(key)
             if value is not None and finite(value):
                 share = min(value / top, 1.0)
-                text = percent(value) if key == "rate" else f"{value:.2f}" if value < 10 else f"{value:.0f}"
+                text = percent(value) if key != "fluency" else f"{value:.2f}" if value < 10 else f"{value:.0f}"
                 values.append({"coef": f"{cell['coef']:+g}", "site": cell["site"], "v": share, "text": text, "ink": "#000000" if share < 0.69 else "#ffffff"})
         order = [f"{coef:+g}" for coef in sorted({cell["coef"] for cell in cells})]
         base = alt.Chart(alt.Data(values=values)).encode(

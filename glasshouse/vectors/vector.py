@@ -135,7 +135,8 @@ class Vector:
             mark = mark or model.fingerprint()
             if mark != self.model:
                 other = f"made on {named(self)}, and this model is {model.name!r} ({mark})"
-                raise BadValue(f"This vector was {other}: other weights, adapter or dtype. To use it all the same: vector.adopt(model).")
+                lift = "To use it all the same: vector.adopt(model), or any_model: true in an edit file."
+                raise BadValue(f"This vector was {other}: other weights, adapter or dtype. {lift}")
         self.check_fits(model)
 
     def check_fits(self, model: Model) -> None:
