@@ -55,7 +55,7 @@ def sweep(
     bootstrap intervals by prompt (by random direction where several prompts share one), and the perplexity ratio under the unsteered model.
     Raises `BadValue`, `UnknownName`, `UnknownSite`.
     """
-    from glasshouse.evals.continuations import read_prompts_of
+    from glasshouse.evals.continuations import check_readable
     from glasshouse.grids import Cell, generate_cells
     from glasshouse.sampling import Sampling
 
@@ -65,7 +65,8 @@ def sweep(
     vectors = vectors_by_site(model, vector, layers)
     arms = make_arms(list(vectors), coefs, control)
     check_strongest(model, vectors, arms)
-    prompts = read_prompts_of(model, asked)
+    check_readable(model, asked)
+    prompts = [model.read_text(prompt) for prompt in asked.prompts]
     rounds = {arm.name: math.ceil(n_random / len(prompts)) if arm.kind == "random" else 1 for arm in arms}
     cells = [Cell(prompt, edits) for arm in arms for prompt, edits in arm_rows(arm, vectors, len(prompts), rounds[arm.name], n_random, seed)]
     sampling = Sampling(max_new_tokens=asked.max_new_tokens, temperature=asked.temperature, top_p=asked.top_p, seed=seed)

@@ -13,6 +13,7 @@ from test_json import check
 import glasshouse
 from glasshouse import Add, Vector
 from glasshouse.cli.steering import print_arms, print_sweep, prompt_ids, read_coefs, read_layers, read_vector, relative_share, steered_arms
+from glasshouse.edit_files import read_edits
 from glasshouse.errors import BadValue, GlasshouseError, UnknownKnob, UnknownName, UnknownSite
 from glasshouse.evals.continuations import Continuation
 from glasshouse.evals.steering import change
@@ -164,22 +165,23 @@ def test_a_sum_is_made_anew_only_where_every_term_has_texts(model: Model, vector
     assert torch.allclose(vectors_by_site(model, vector + vector, [1])["resid.1"].tensor, 2 * other.tensor, atol=1e-5)
 
 
-def test_steer_shows_four_arms_and_keeps_the_vector(command_line: Any, tmp_path: Path) -> None:
+def test_steer_shows_four_arms_and_keeps_the_vector(command_line: Any, model: Model, tmp_path: Path) -> None:
     line = ["steer", NANO, "--plus", "I love", "--minus", "I hate", "--site", "embed", "--coef", "4", "<bos><document>The cup was"]
     ran = command_line(*line, "--save", tmp_path / "love", "--save-edits", tmp_path / "love.yaml", "--json")
     assert ran.returncode == 0, ran.stderr
     told = check("steer", ran.stdout)
     assert list(told["answers"]) == ["plain", "steered", "wrong sign", "random"]
-    again = command_line("steer", NANO, "--vector", told["saved"]["vector"], "--coef", "4", "<bos><document>The cup was", "--json")
-    assert json.loads(again.stdout)["answers"] == told["answers"]
-    chat = command_line("chat", NANO, "Which river is it?", "--edits", tmp_path / "love.yaml")
-    assert chat.returncode == 0, chat.stderr
-    ran = command_line("steer", NANO, "--plus", "a", "hello")
-    assert ran.returncode == 2
-    assert ran.stderr.strip() == "A vector needs --plus, --minus and --site (or --vector FILE); missing: --minus, --site."
+    kept = read_vector(model, None, None, None, "actadd", Path(told["saved"]["vector"]))
+    sampling = {"max_new_tokens": 40, "temperature": 0.0, "top_p": 1.0, "seed": 0}
+    assert steered_arms(model, kept, 4.0, "<bos><document>The cup was", False, sampling) == told["answers"]
+    (edit,) = read_edits(tmp_path / "love.yaml", model)
+    assert isinstance(edit, Add)
+    assert torch.equal(torch.as_tensor(edit.coef) * edit.vector, 4.0 * kept.tensor)
 
 
 def test_steer_says_what_is_wrong(model: Model, vector: Vector, capsys: Any) -> None:
+    with pytest.raises(BadValue, match="missing: --minus, --site"):
+        read_vector(model, ["a"], None, None, "actadd", None)
     with pytest.raises(BadValue, match="give one or the other"):
         read_vector(model, ["a"], ["b"], "embed", "actadd", Path("x"))
     with pytest.raises(UnknownSite, match=r"resid\.9"):

@@ -153,7 +153,8 @@ def run_arms(model: Model, asked: Continuation, arms: Mapping[str, Sequence[Add]
     from glasshouse.grids import Cell, generate_cells
     from glasshouse.sampling import Sampling
 
-    rows = read_prompts_of(model, asked)
+    check_readable(model, asked)
+    rows = [model.read_text(prompt) for prompt in asked.prompts]
     for origin in {edit.origin for edits in arms.values() for edit in edits if edit.origin is not None}:
         origin.check(model)  # here, once for each vector: the cells below get bare tensors
     shortest = min(map(len, rows))
@@ -174,17 +175,17 @@ def arm_of(model: Model, asked: Continuation, name: str, ids: Sequence[Sequence[
     return Arm(name, ids, texts, outcomes, [found in asked.success for found in outcomes])
 
 
-def read_prompts_of(model: Model, asked: Continuation) -> list[list[int]]:
-    """The prompts as ids. Raises `BadValue` for prompts of the world on a network that cannot read them."""
+def check_readable(model: Model, asked: Continuation) -> None:
+    """Raises `BadValue` for prompts of the world on a network that cannot read them."""
     if any(prompt.startswith(OPENING) for prompt in asked.prompts) and len(model.encode(OPENING)) != 2:
         raise BadValue(f"{asked.name}: its prompts are documents of the generated world, which {model.name} cannot read; give your own with -o prompts=FILE.")
-    return [model.read_text(prompt) for prompt in asked.prompts]
 
 
 def continue_prompts(model: Model, asked: Continuation, seed: int = 0, **sampling: Any) -> list[str]:
     """One continuation of each prompt, under the edits in force."""
     options = {"max_new_tokens": asked.max_new_tokens, "temperature": asked.temperature, "top_p": asked.top_p, "seed": seed, **sampling}
-    return list(model.answers(read_prompts_of(model, asked), **options))
+    check_readable(model, asked)
+    return list(model.generate(list(asked.prompts), **options))
 
 
 def row_of(asked: Continuation, outcomes: Sequence[str], name: str = "", **more: Any) -> Row:
