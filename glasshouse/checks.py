@@ -1,4 +1,4 @@
-"""Checks of what is given to an edit by hand: tensors of the right shape, numbers that are finite, positions that exist."""
+"""Checks of what is given to an edit by hand: tensors of the right shape, numbers that are finite, positions that exist; and how it is quoted."""
 
 from __future__ import annotations
 
@@ -41,3 +41,12 @@ def check_reach(tensor: Tensor, positions: Positions) -> None:
         wanted: list[Any] = [positions] if isinstance(positions, int) else list(positions) if isinstance(positions, Sequence) else []
         if any(item >= tensor.shape[0] for item in wanted):
             raise BadValue(f"Patch: position {max(wanted)} is past the end of the tensor, which has {tensor.shape[0]} positions.")
+
+
+def shorten(value: object, most: int = 60) -> str:
+    """A value as a short text, for a sentence."""
+    try:
+        text = repr(value)
+    except (RecursionError, ValueError):
+        text = f"a {type(value).__name__}"
+    return text if len(text) <= most else text[:most] + "..."

@@ -25,7 +25,7 @@ from glasshouse.errors import BadValue
 from glasshouse.loading import load_pretrained, one_line, quiet
 from glasshouse.models import Model
 from glasshouse.records import versions, write_json, writing
-from glasshouse.sites import core_of, evaluating, probe_ids, sums_to, text_config, uncompiled
+from glasshouse.sites import core_of, probe_ids, run_hooked, sums_to, text_config
 
 SCHEMA = "glasshouse/export/1"
 CARD = "glasshouse-export.json"
@@ -427,10 +427,5 @@ def trace_layers(model: Model) -> tuple[list[Layer], dict[str, Tensor]]:
     kinds = (nn.Linear, nn.LayerNorm, nn.Embedding)
     handles = [m.register_forward_hook(partial(on_layer, path)) for path, m in core.named_modules() if isinstance(m, kinds) or is_conv1d(m)]
     handles += [site.hook(partial(on_site, name)) for name, site in model.anatomy.sites.items()]
-    try:
-        with evaluating(core), uncompiled(), torch.no_grad():
-            core(input_ids=ids)
-    finally:
-        for handle in handles:
-            handle.remove()
+    run_hooked(core, ids, handles)
     return [layer for layer in layers if calls[layer.path] == 1], values

@@ -9,7 +9,7 @@ Not here: reading and editing values (`models.py`, `edits.py`).
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -215,13 +215,18 @@ def trace(core: nn.Module, width: int) -> list[Call]:
     for path, module in core.named_modules():
         handles.append(module.register_forward_pre_hook(enter(path), with_kwargs=True, prepend=True))
         handles.append(module.register_forward_hook(leave))
+    run_hooked(core, ids, handles)
+    return calls
+
+
+def run_hooked(core: Any, ids: Tensor, handles: Sequence[torch.utils.hooks.RemovableHandle]) -> None:
+    """One forward pass in evaluation mode, without gradients; the hooks that watch it are removed whatever happens."""
     try:
         with evaluating(core), uncompiled(), torch.no_grad():
             core(input_ids=ids)
     finally:
         for handle in handles:
             handle.remove()
-    return calls
 
 
 def is_ids(value: Any) -> bool:

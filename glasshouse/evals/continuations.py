@@ -149,20 +149,16 @@ def run_arms(model: Model, asked: Continuation, arms: Mapping[str, Sequence[Add]
     No edits for an arm is the unsteered model. Raises `BadValue` for edits other than `Add` of one vector, and for a
     front vector that is longer than a prompt.
     """
-    from glasshouse.edits import Add
     from glasshouse.grids import Cell, generate_cells
     from glasshouse.sampling import Sampling
 
     check_readable(model, asked)
     rows = [model.read_text(prompt) for prompt in asked.prompts]
-    for origin in {edit.origin for edits in arms.values() for edit in edits if edit.origin is not None}:
-        origin.check(model)  # here, once for each vector: the cells below get bare tensors
     shortest = min(map(len, rows))
     for edit in (edit for edits in arms.values() for edit in edits):
         if isinstance(edit.positions, str) and edit.positions == "front" and edit.vector.ndim == 2 and len(edit.vector) > shortest:  # the paper's assert
             raise BadValue(f"The vector steers {len(edit.vector)} front tokens, and the shortest prompt has {shortest}; give longer prompts or a shorter pair.")
-    bare = [[Add(edit.site, edit.vector, edit.coef, edit.positions) for edit in edits] for edits in arms.values()]
-    cells = [Cell(place, edits) for edits in bare for place in range(len(rows))]
+    cells = [Cell(place, edits) for edits in arms.values() for place in range(len(rows))]
     options = Sampling(max_new_tokens=asked.max_new_tokens, temperature=asked.temperature, top_p=asked.top_p, seed=seed)
     new = generate_cells(model, rows, cells, options, max_rows=max_rows)
     return {name: arm_of(model, asked, name, new[place * len(rows) : (place + 1) * len(rows)]) for place, name in enumerate(arms)}

@@ -16,11 +16,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from glasshouse.checks import shorten
 from glasshouse.errors import BadValue
 from glasshouse.positions import Positions
 from glasshouse.probes import fit_difference, fit_logistic
 from glasshouse.registry import Registry
-from glasshouse.vectors.reading import Sample, Text, Token, shorten
+from glasshouse.vectors.reading import Sample, Text, Token
 
 NOISE = 1e-6
 """A difference shorter than this share of the activations themselves is float32 rounding, not a direction."""

@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from glasshouse.checks import shorten
 from glasshouse.errors import BadValue
 from glasshouse.models import Model
 from glasshouse.progress import Progress
@@ -182,9 +183,3 @@ def describe_texts(plus: Sequence[Text], minus: Sequence[Text]) -> dict[str, Any
     line = json.dumps(sources, sort_keys=True)
     card: dict[str, Any] = {"n_plus": len(plus), "n_minus": len(minus), "texts_hash": hashlib.sha256(line.encode()).hexdigest()[:16]}
     return {**card, "plus": sources[0], "minus": sources[1]} if len(line) <= MOST_KEPT else card
-
-
-def shorten(value: object, most: int = 60) -> str:
-    """A value as a short text, for a sentence."""
-    text = repr(value)
-    return text if len(text) <= most else text[:most] + "..."

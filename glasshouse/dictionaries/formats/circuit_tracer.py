@@ -13,8 +13,9 @@ from typing import Any
 
 import torch
 
+from glasshouse.checks import shorten
 from glasshouse.dictionaries.base import Dictionary
-from glasshouse.dictionaries.formats.files import Config, read_safetensors, read_yaml, shorten
+from glasshouse.dictionaries.formats.files import Config, read_safetensors, read_yaml
 from glasshouse.dictionaries.formats.parts import as_jumprelu, build, hook_of, imported, layer_of, not_in, origin, parts_of, subtracting
 from glasshouse.errors import BadValue
 from glasshouse.records import writing

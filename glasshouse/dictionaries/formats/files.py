@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from glasshouse.checks import shorten
 from glasshouse.errors import BadValue
 
 LARGEST = torch.finfo(torch.float32).max
@@ -231,12 +232,3 @@ def _first_line(error: BaseException) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     told = lines[0][:160].rstrip(". ") if lines else ""
     return f"{type(error).__name__}: {told}" if told else type(error).__name__
-
-
-def shorten(value: object, most: int = 60) -> str:
-    """A value as a short text, for a sentence."""
-    try:
-        text = repr(value)
-    except (RecursionError, ValueError):
-        text = f"a {type(value).__name__}"
-    return text if len(text) <= most else text[:most] + "..."

@@ -15,7 +15,8 @@ from typing import Any, Literal, TypeAlias
 import torch
 from torch import Tensor
 
-from glasshouse.dictionaries.formats.files import Config, read_json, shorten
+from glasshouse.checks import shorten
+from glasshouse.dictionaries.formats.files import Config, read_json
 from glasshouse.errors import BadValue
 from glasshouse.records import writing
 from glasshouse.vectors.formats.layers import CARD, build, check_constant, layer_number, layer_of, model_type_of, pack_cards

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from glasshouse.dictionaries.formats.files import shorten
+from glasshouse.checks import shorten
 from glasshouse.errors import BadValue
 from glasshouse.vectors.formats.own import card_of, pack, vector_of
 from glasshouse.vectors.vector import Vector

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from glasshouse.dictionaries.formats.files import shorten
+from glasshouse.checks import shorten
 from glasshouse.errors import BadValue
 from glasshouse.records import writing
 from glasshouse.vectors.formats.layers import CARD, build, check_constant, layer_number, layer_of, pack_cards

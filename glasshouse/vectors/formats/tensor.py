@@ -12,7 +12,8 @@ from pathlib import Path
 
 from torch import Tensor
 
-from glasshouse.dictionaries.formats.files import read_safetensors, shorten
+from glasshouse.checks import shorten
+from glasshouse.dictionaries.formats.files import read_safetensors
 from glasshouse.errors import BadValue
 from glasshouse.records import writing
 from glasshouse.vectors.formats.own import with_extension
