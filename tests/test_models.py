@@ -165,13 +165,14 @@ def test_lora_adapter(saved: Path, tmp_path: Path) -> None:
     import peft
 
     config = peft.LoraConfig(target_modules=["q_proj", "down_proj", "o_proj"], r=2, init_lora_weights=False)
+    torch.manual_seed(0)  # init_lora_weights=False draws both halves: an unlucky draw ends every text at once
     peft.get_peft_model(build("llama"), config).save_pretrained(tmp_path)
     plain, adapted = load(saved), load(saved, adapter=tmp_path)
     assert adapted.sites == plain.sites
     assert not torch.equal(adapted.logits(IDS), plain.logits(IDS))
     hidden = adapted.hf(input_ids=IDS, output_hidden_states=True).hidden_states
     assert torch.equal(adapted.at("resid.1", IDS)["resid.1"], hidden[2])
-    assert adapted.generate("abc", max_new_tokens=2)
+    assert adapted.generate(IDS, max_new_tokens=2).shape[1] > IDS.shape[1]
     with pytest.raises(NotAModel, match=r"holds no config.json.*adapter=this folder"):
         load(tmp_path)
     with pytest.raises(NotAModel, match=r"no adapter_config.json"):
