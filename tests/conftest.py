@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -34,14 +33,23 @@ CommandLine = Callable[..., Run]
 
 
 @pytest.fixture(scope="session")
-def command_line(tmp_path_factory: pytest.TempPathFactory) -> CommandLine:
+def program(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """The warm process that commands and scripts are forked from (`program.py`)."""
+    from program import Program
+
+    warm = Program(tmp_path_factory.mktemp("streams"))
+    yield warm
+    warm.close()
+
+
+@pytest.fixture(scope="session")
+def command_line(program: Any, tmp_path_factory: pytest.TempPathFactory) -> CommandLine:
     """`command_line("list", "--json")` runs the real program in a process of its own, in an empty folder unless `cwd` is given."""
     empty = tmp_path_factory.mktemp("empty")
 
     def run(*words: str, cwd: Path | None = None, stdin: str = "", **more: str) -> Run:
         env = {**os.environ, "COLUMNS": "100", "NO_COLOR": "1", "GLASSHOUSE_DEBUG": "0", **more}
-        line = [sys.executable, "-m", "glasshouse", *map(str, words)]
-        return subprocess.run(line, cwd=cwd or empty, env=env, input=stdin, capture_output=True, text=True, timeout=280)
+        return program.run(["-m", "glasshouse", *map(str, words)], cwd or empty, env, stdin)
 
     return run
 

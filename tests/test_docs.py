@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -31,13 +32,13 @@ def blocks(page: Path) -> tuple[dict[str, str], list[str]]:
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if any(blocks(page))], ids=lambda page: str(page.relative_to(ROOT)))
-def test_python_blocks_run(page: Path, tmp_path: Path) -> None:
+def test_python_blocks_run(page: Path, tmp_path: Path, program: Any) -> None:
     files, runs = blocks(page)
     for name, code in files.items():
         (tmp_path / name).write_text(code, encoding="utf-8")
     (tmp_path / "blocks_of_this_page.py").write_text("\n".join(runs), encoding="utf-8")
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run([sys.executable, "blocks_of_this_page.py"], cwd=tmp_path, env=env, capture_output=True, text=True, check=False)
+    done = program.run(["blocks_of_this_page.py"], tmp_path, env)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
