@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from glasshouse.edits import Ablate, Add, Clamp, Edit, Patch
     from glasshouse.errors import GlasshouseError
     from glasshouse.evals import ask
+    from glasshouse.maze import Maze
     from glasshouse.models import Model, load
     from glasshouse.organisms import grow
     from glasshouse.records import Record, Row
@@ -48,6 +49,7 @@ _HOMES = {
     "load_vector": "vectors",
     "When": "conditions",
     "sweep": "sweeping",
+    "Maze": "maze",
     "harvest": "activations",
     "Harvest": "activations",
     "grow": "organisms",
@@ -61,7 +63,7 @@ _HOMES = {
 
 __version__ = "0.1.0"
 __all__ = [
-    "load", "Model", "Add", "Clamp", "Ablate", "Patch", "When", "Edit", "Vector", "contrast", "load_vector", "sweep", "harvest", "Harvest",
+    "load", "Model", "Add", "Clamp", "Ablate", "Patch", "When", "Edit", "Vector", "contrast", "load_vector", "sweep", "Maze", "harvest", "Harvest",
     "fit", "Dictionary", "load_dictionary", "grow", "Specimen", "ask", "audit", "Record", "Row", "GlasshouseError",
 ]  # fmt: skip
 

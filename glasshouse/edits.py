@@ -193,7 +193,7 @@ class Patch:
 
 
 class Compound(ABC):
-    """An edit at several sites whose parts belong together (`conditions.When`)."""
+    """An edit that makes itself ready: its parts belong together (`conditions.When`), or it is for maps (`maze.SetUnits`)."""
 
     @abstractmethod
     def entries(self, anatomy: Anatomy) -> list[Lowered]:
@@ -434,6 +434,8 @@ def lowered(edit: Edit, anatomy: Anatomy) -> list[Lowered]:
     if edit.site not in anatomy.sites:
         raise UnknownSite(str(edit.site), anatomy.sites)
     site = anatomy.sites[edit.site]
+    if (own := site.lower(edit)) is not None:
+        return [own]
     change = scaled(edit.lower(site, anatomy.d_model), site.scale)
     per_row = is_per_row(edit)
     return [Lowered(site, change, per_row or not is_simple(edit), edit, per_row)]

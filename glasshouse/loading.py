@@ -61,6 +61,7 @@ def check_folder(folder: Path) -> None:
         names = sorted(item.name + ("/" if item.is_dir() else "") for item in folder.iterdir())
         held = ", ".join(names[:12]) + (", ..." if len(names) > 12 else "") if names else "nothing"
         hint = " It is a PEFT adapter: load its base model with adapter=this folder." if "adapter_config.json" in names else ""
+        hint = " It is a maze policy: open it with glasshouse.maze.load_policy, or see glasshouse maze --help." if "policy.json" in names else hint
         raise NotAModel(f"{folder} is not a model folder: it holds no config.json; it holds: {held}.{hint}")
     try:
         json.loads((folder / "config.json").read_text(encoding="utf-8"))

@@ -9,6 +9,7 @@ Not here: reading and editing values (`models.py`, `edits.py`).
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -48,6 +49,10 @@ class Site:
         if self.side == "output":
             return output if self.slot is None else output[self.slot]
         return kwargs[self.slot] if isinstance(self.slot, str) else args[self.slot or 0]
+
+    def lower(self, edit: Any) -> Any:
+        """An edit made ready for it, where its value is not `[batch pos d_model]` (`maze.edits.MapSite`). None: the engine does that."""
+        return None
 
     def hook(self, change: Callable[[Tensor], Tensor | None], *, first: bool = False) -> torch.utils.hooks.RemovableHandle:
         """Register `change` on the module, before or after other hooks. It gets the raw tensor; its result (unless None) replaces it."""
@@ -255,19 +260,35 @@ def uncompiled() -> Iterator[None]:
     """Run everything that `torch.compile` made in eager mode while any such block lasts, and the compiled code again after the last.
 
     Dynamo does not guard on hooks (`skip_nnmodule_hook_guards`): a graph compiled without an edit would silently go on without it, and
-    one compiled inside a block would keep the edit for ever. In eager mode every hook is met, and the graphs stay as they were.
+    one compiled inside a block would keep the edit for ever. In eager mode every hook is met, and the graphs stay as they were. Where dynamo
+    was never imported there is no graph, and it is not imported for this (it takes seconds); graphs made inside the block are thrown away.
     """
     mine = object()
-    if not _holders:
-        _prior.append(torch.compiler.set_stance("force_eager").prev)
     _holders.append(mine)
+    _be_eager()
     try:
         yield
     finally:
         _holders.remove(mine)
         if not _holders:
-            before = _prior.pop()
-            torch.compiler.set_stance(before.stance, skip_guard_eval_unsafe=before.skip_guard_eval_unsafe, force_backend=before.backend)
+            _be_as_before()
+
+
+def _be_eager() -> None:
+    """Eager mode from here on, where there can be graphs at all; those that came up inside an outer block hold its hooks, and go."""
+    if "torch._dynamo" in sys.modules and not _prior:
+        if len(_holders) > 1:
+            torch._dynamo.reset()
+        _prior.append(torch.compiler.set_stance("force_eager").prev)
+
+
+def _be_as_before() -> None:
+    """The stance of before; without one, what was compiled while a block lasted holds its hooks, and goes."""
+    if _prior:
+        before = _prior.pop()
+        torch.compiler.set_stance(before.stance, skip_guard_eval_unsafe=before.skip_guard_eval_unsafe, force_backend=before.backend)
+    elif "torch._dynamo" in sys.modules:
+        torch._dynamo.reset()
 
 
 @contextmanager

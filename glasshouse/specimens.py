@@ -19,6 +19,7 @@ from glasshouse.errors import NotAModel, SealBroken
 from glasshouse.records import canonical, file_hash, write_json
 
 if TYPE_CHECKING:
+    from glasshouse.maze.policy import Policy
     from glasshouse.models import Model
 
 CARD_SCHEMA = "glasshouse/card/1"
@@ -67,10 +68,29 @@ class Specimen:
 
     @cached_property
     def model(self) -> Model:
-        """The model, loaded on the default device."""
+        """The language model, loaded on the default device. Raises `NotAModel` for a maze policy, which is `.policy`."""
         from glasshouse.models import load
 
+        if self.kind == "maze policy":
+            raise NotAModel(
+                f"{self.name} is a maze policy, not a language model: in Python take specimen.policy; here type "
+                f"'glasshouse ask {self.name} maze-goal' or 'glasshouse maze --help'."
+            )
         return load(self)
+
+    @cached_property
+    def policy(self) -> Policy:
+        """The maze policy. Raises `NotAModel` for a language model, which is `.model`."""
+        from glasshouse.maze import load_policy
+
+        if self.kind != "maze policy":
+            raise NotAModel(f"{self.name} is a language model, not a maze policy: take specimen.model, or grow one with: glasshouse grow maze-mouse")
+        return load_policy(self)
+
+    @property
+    def kind(self) -> str:
+        """`language model`, or `maze policy`."""
+        return "maze policy" if (self.folder / "policy.json").is_file() else "language model"
 
     @property
     def tokenizer(self) -> Any:
@@ -79,9 +99,9 @@ class Specimen:
 
     def twin(self) -> Specimen | None:
         """Its clean twin, grown or opened; None for a twin and for a base model, which are their own controls."""
-        from glasshouse.organisms import twin_of
+        from glasshouse.organisms import ORGANISMS, twin_of
 
-        return None if self.is_twin or self.card.get("parent") is None else twin_of(self)
+        return None if self.is_twin or not ORGANISMS[self.name].has_twin else twin_of(self)
 
     def parent(self) -> Specimen | str | None:
         """The public model it grew from: a specimen, or the folder or hub id that was given; None for a base model."""

@@ -10,6 +10,7 @@ Dashed lines and the column "paper" are the paper's numbers on other models: for
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ import glasshouse
 from glasshouse.evals import insults, sentiment, topic
 from glasshouse.models import Model
 from glasshouse.plots import Caption, Point, curve
-from glasshouse.records import write_json
+from glasshouse.records import content_hash, write_json
 
 TOPICS = ("animals", "food", "trades", "landmarks", "tests", "tavi", "code", "shell")
 SIZES = ("nano", "mini", "small")
@@ -72,13 +73,22 @@ def experiments(n: int, topics: Sequence[str] = TOPICS) -> list[Experiment]:
     ]  # fmt: skip
 
 
+def run_once(model: Model, one: Experiment, coefs: Sequence[float], directions: int, folder: Path) -> dict[str, Any]:
+    """`run_experiment`, kept in `folder`: an interrupted script goes on with what is missing."""
+    asked = {"prompts": list(one.asked.prompts), "plus": one.plus, "minus": one.minus, "opening": one.opening, "dose": one.dose}
+    path = folder / f"{content_hash([model.fingerprint(), one.name, asked, list(coefs), directions])}.json"
+    if not path.exists():
+        write_json(path, run_experiment(model, one, coefs, directions))
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
 def scaling(given: argparse.Namespace, results: dict[str, Any]) -> None:
     """The negative opening steered to positive, by model size: effect and its excess over random directions."""
     points = []
     for size in given.scaling:
         for seed in given.seeds:
             model = glasshouse.grow("base-lm", size=size, seed=seed).model
-            told = run_experiment(model, experiments(given.n, ())[1], given.coefs, given.directions)
+            told = run_once(model, experiments(given.n, ())[1], given.coefs, given.directions, given.out / "parts")
             steered, plain = (next(arm for arm in told["arms"] if arm["arm"] == name)["rate"]["value"] for name in ("steered", "unsteered"))
             millions = sum(weight.numel() for weight in model.hf.parameters()) / 1e6
             excess = told["specificity"]["excess"]["value"]
@@ -99,7 +109,7 @@ def main() -> None:
     asked = real_experiments(given) if given.model else experiments(given.n, TOPICS[:2] if given.quick else TOPICS)
     results: dict[str, Any] = {}
     for one in asked:
-        found = [run_experiment(model, one, given.coefs, given.directions) for model in models]
+        found = [run_once(model, one, given.coefs, given.directions, given.out / "parts") for model in models]
         results[one.name] = found
         print_table(one, found)
         draw(given, one, found, seeds)

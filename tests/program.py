@@ -70,9 +70,10 @@ def become(request: dict[str, Any]) -> None:
     import signal
 
     signal.alarm(int(request["timeout"]))
-    for number, (name, flags) in enumerate([("stdin", os.O_RDONLY), ("stdout", os.O_WRONLY | os.O_CREAT | os.O_TRUNC), ("stderr", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)]):
+    fresh = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
+    for number, (name, flags) in enumerate({"stdin": os.O_RDONLY, "stdout": fresh, "stderr": fresh}.items()):
         os.dup2(os.open(request[name], flags), number)
-    sys.stdin = open(0, encoding="utf-8", closefd=False)
+    sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115  it lasts as long as the process
     os.chdir(request["cwd"])
     os.environ.clear()
     os.environ.update(request["env"])

@@ -21,7 +21,7 @@ from glasshouse.cli import knobs
 from glasshouse.cli.subjects import find_subject
 from glasshouse.errors import BadValue, NotAModel, UnknownKnob, UnknownName
 
-VERBS = ["list", "show", "grow", "ask", "chat", "audit", "report", "world", "bench", "dict", "features", "steer", "sweep", "export", "serve"]
+VERBS = ["list", "show", "grow", "ask", "chat", "audit", "report", "world", "bench", "dict", "features", "steer", "sweep", "export", "serve", "maze"]
 
 # --- help
 

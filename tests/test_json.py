@@ -36,6 +36,7 @@ def test_the_schemas_are_schemas_and_every_verb_has_one() -> None:
         jsonschema.Draft202012Validator.check_schema(schema)
     verbs = {"list", "show", "grow", "ask", "chat", "audit", "world-sample", "world-stats", "bench", "steer", "sweep", "export"}
     groups = {"dict-train", "dict-score", "dict-scale", "features-list", "features-show", "features-search", "features-label"}
+    groups |= {"maze-show", "maze-field", "maze-retarget", "maze-train", "maze-page"}
     assert set(schemas()) == verbs | groups
 
 

@@ -47,8 +47,7 @@ class Tour(TyperGroup):
         for panel in dict.fromkeys((*_PANELS, *panels)):
             lines += [f"{panel}:", *(f"  {name:<8} {text}" for name, text in panels[panel]), ""]
         lines += [
-            "Every verb explains itself: glasshouse VERB --help. Most take --size, --seed, --out, --json, and knobs as -o name=value.",
-            "--version prints the version; --debug shows the traceback behind an error sentence.",
+            "Every verb explains itself: glasshouse VERB --help. Most take --size, --seed, --out, --json, and knobs as -o name=value; --version, --debug.",
         ]
         formatter.write("\n".join(lines) + "\n")
 

@@ -6,16 +6,13 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from glasshouse.errors import BadValue, UnknownKnob
 from glasshouse.evals.continuations import Continuation
 from glasshouse.records import Record, Row, this_command
 from glasshouse.registry import Registry
 from glasshouse.specimens import Specimen
-
-if TYPE_CHECKING:
-    from glasshouse.models import Model
 
 
 @dataclass(frozen=True)
@@ -38,12 +35,14 @@ class Eval:
     """One sentence."""
     options: type[Any]
     """A frozen dataclass; each field is an option with a default and a docstring."""
-    run: Callable[[Model, Any, Specimen | None], Answered]
+    run: Callable[[Any, Any, Specimen | None], Answered]
     """The question itself."""
     grade: Callable[..., str]
     """The grader: the outcome class of one answer, from plain strings (known-answer transcripts test it)."""
     continuation: Callable[[Any], Continuation] | None = None
     """For a question put by continuing raw prompts: what is continued and how it is graded, from the options."""
+    kind: str = "language model"
+    """What it is put to: `language model`, or `maze policy`."""
 
 
 EVALS: Registry[Eval] = Registry("eval", room="glasshouse.evals")
@@ -60,8 +59,9 @@ def ask(
     """
     question = EVALS[eval]
     chosen = checked_options(question, options)
+    check_kind(question, subject)
     subjects, numbers, label = _subjects(subject, seeds, size or "mini", dict(knobs or {}), twins=bool(getattr(chosen, "twin", False)))
-    answers = [question.run(*_open(one, chosen), chosen, _specimen(one)) for one in subjects]
+    answers = [question.run(_open(one, question.kind), chosen, _specimen(one)) for one in subjects]
     rows = answers[0].rows if len(answers) == 1 else _pool(answers)
     told: list[int | None] = [*numbers] or [None] * len(answers)
     transcripts = [dict(item, seed=number) for number, found in zip(told, answers) for item in found.transcripts]
@@ -102,14 +102,31 @@ def _label(subject: Any) -> str:
     return str(getattr(subject, "name", subject))
 
 
-def _open(subject: Any, options: Any) -> tuple[Model]:
+def check_kind(question: Eval, subject: Any) -> None:
+    """Raise `BadValue` when an eval is put to the wrong kind of subject, before anything is grown."""
+    from glasshouse.organisms import ORGANISMS
+
+    if isinstance(subject, str) and not Path(subject).exists() and subject in ORGANISMS:
+        kind = ORGANISMS[subject].kind
+    elif isinstance(subject, (str, Path)):
+        kind = "maze policy" if (Path(subject) / "policy.json").is_file() or Path(subject).suffix in (".pth", ".pt") else "language model"
+    else:
+        kind = subject.kind if isinstance(subject, Specimen) else "maze policy" if hasattr(subject, "map_sites") else "language model"
+    if kind != question.kind:
+        fitting = ", ".join(name for name, entry in EVALS.items() if entry.kind == kind)
+        raise BadValue(f"{question.name} is put to a {question.kind}, and {_label(subject)} is a {kind}. Evals for it: {fitting}.")
+
+
+def _open(subject: Any, kind: str) -> Any:
+    """The model, or the maze policy."""
     if isinstance(subject, Specimen):
-        return (subject.model,)
-    if hasattr(subject, "chat_batch"):
-        return (subject,)
+        return subject.policy if kind == "maze policy" else subject.model
+    if not isinstance(subject, (str, Path)):
+        return subject
+    from glasshouse.maze import load_policy
     from glasshouse.models import load
 
-    return (load(str(subject)),)
+    return load_policy(subject) if kind == "maze policy" else load(str(subject))
 
 
 def _specimen(subject: Any) -> Specimen | None:

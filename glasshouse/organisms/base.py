@@ -58,6 +58,10 @@ class Organism:
     """`constructed` when the behaviour is trained in, `generalised` when it is not."""
     has_twin: bool = True
     """False for a base model, which is its own control."""
+    sizes: tuple[str, ...] = ()
+    """Its sizes; none: those of the language models."""
+    kind: str = "language model"
+    """What is grown: `language model`, or `maze policy`."""
 
 
 ORGANISMS: Registry[Organism] = Registry("organism", room="glasshouse.organisms")
@@ -114,7 +118,7 @@ def _place(
 ) -> tuple[Any, dict[str, Any], str, Path]:
     """(knobs, recipe, its hash, the folder it belongs in)."""
     organism = ORGANISMS[name]
-    _check_size(size)
+    _check_size(organism, size)
     chosen = make_knobs(organism, knobs)
     recipe = {"organism": name, "size": size, "seed": seed, "twin": twin, "knobs": chosen}
     identity = content_hash(recipe)
@@ -136,11 +140,11 @@ def _is_cached(specimen: Specimen) -> bool:
     return specimen.folder.parent.resolve() == specimens_folder().resolve() or SHIPPED in specimen.folder.parents
 
 
-def _check_size(size: str) -> None:
+def _check_size(organism: Organism, size: str) -> None:
     from glasshouse.training import SIZES
 
-    if size not in SIZES:
-        raise UnknownName("size", size, SIZES)
+    if size not in (organism.sizes or SIZES):
+        raise UnknownName(f"{organism.name} of size", size, organism.sizes or SIZES)
 
 
 def _card_hash(folder: Path) -> str | None:
