@@ -47,7 +47,8 @@ def retargeting(policy: Policy, given: argparse.Namespace) -> dict[str, Any]:
     aims |= {f"stamp x{times:g}": cheese_stamp(policy, find, SITE, times=times) for times in (1.0, 3.0)}
     found = retarget(policy, report, aims, targets=4, controls=2)
     trends = {f"{arm}, {by}": told(found.trend(arm, by)) for arm in ("best channel", "real cheese") for by in ("steps", "away")}  # type: ignore[arg-type]
-    scores = [{"channel": one.channel, "peak": told(one.peak), "other maze": told(one.peak_other), "energy": told(one.energy)} for one in tracking.ranked("energy")]
+    ranked = tracking.ranked("energy")
+    scores = [{"channel": one.channel, "peak": told(one.peak), "other maze": told(one.peak_other), "energy": told(one.energy)} for one in ranked]
     best, top = aims["best channel"], aims["top 8"]
     return {"channels": scores, "tracking over .9": sum(one.peak.value > 0.9 for one in tracking.channels), "energy": list(energy), **found.to_json(),
             "trends": trends, "best": {"channel": best.channels[0], "times": best.times}, "top 8": list(top.channels)}  # fmt: skip

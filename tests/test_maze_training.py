@@ -21,7 +21,7 @@ from glasshouse.maze.imitation import Imitator, imitate, move_loss
 from glasshouse.maze.levels import ACTION_MOVES, MOVES, Levels
 from glasshouse.maze.network import PolicyConfig
 from glasshouse.maze.policy import Policy, load_policy
-from glasshouse.maze.ppo import PPOLearner, RewardScale, Steps, advantages, clipped_loss, games_of, go_on, ppo
+from glasshouse.maze.ppo import PPOLearner, RewardScale, Steps, advantages, clipped_loss, ppo
 from glasshouse.maze.training import PPO, PRESETS, Imitation, Processes, Recipe, measured, recipe, train_policy
 
 CONFIG = PolicyConfig(channels=(4, 4, 4), world=5, pixels=10, hidden=16)
@@ -269,10 +269,9 @@ def test_games_go_on_as_they_would_have(num_levels: int) -> None:
     env, other = fresh(), fresh()
     env.reset()
     play(env, 0)
-    kept = {name: value.clone() if isinstance(value, torch.Tensor) else value for name, value in games_of(env).items() if name != "pool"}
-    kept["pool"] = {name: value.clone() for name, value in games_of(env)["pool"].items()}
+    kept = env.state()
     expected = play(env, 1)
-    go_on(other, kept)
+    other.restore(kept)
     assert all(torch.equal(one, two) for one, two in zip(play(other, 1), expected, strict=True))
 
 

@@ -228,18 +228,21 @@ class BatchEnv:
         return self.frames() if self.copy else self._shown(), reward, terminated, truncated, info
 
     def state(self) -> dict[str, Any]:
-        """Everything that the next steps depend on, as tensors and numbers: for `restore`, in an environment made with the same arguments."""
-        pool = {name: getattr(self.pool, name).clone() for name in self.pool.__dataclass_fields__}
+        """Everything that the next steps depend on, as tensors and numbers: for `restore`, in an environment made with the same arguments (levels that
+        stay as they were made are left out)."""
+        pool = {name: getattr(self.pool, name).clone() for name in self.pool.__dataclass_fields__} if self._fresh else {}
         return {"pool": pool} | {name: getattr(self, name) for name in _NUMBERS} | {name: getattr(self, name).clone() for name in _GAMES}
 
     def restore(self, state: dict[str, Any]) -> Tensor:
         """Go on from a `state`; gives the frames as they were then, uint8 `[env pixels pixels 3]`. Raises `BadValue` for that of another environment."""
         if missing := {"pool", *_NUMBERS, *_GAMES} - set(state):
             raise BadValue(f"This is no state of a BatchEnv: it lacks {', '.join(sorted(missing))}.")
-        if len(state["level"]) != self.num_envs or state["pool"]["walls"].shape[-1] != self.pool.world:
-            told = f"{len(state['level'])} games in a world of {state['pool']['walls'].shape[-1]}"
-            raise BadValue(f"The state holds {told}; here are {self.num_envs} in a world of {self.pool.world}.")
-        self._set_pool(Levels(**state["pool"]).to(self.device))
+        world = state["pool"]["walls"].shape[-1] if state["pool"] else self.pool.world
+        if len(state["level"]) != self.num_envs or world != self.pool.world or bool(state["pool"]) != self._fresh:
+            told = f"{len(state['level'])} games in a world of {world}{'' if state['pool'] else ', its levels given'}"
+            raise BadValue(f"The state holds {told}; here are {self.num_envs} in a world of {self.pool.world}. Make the environment with the same arguments.")
+        if self._fresh:
+            self._set_pool(Levels(**state["pool"]).to(self.device))
         for name in _NUMBERS:
             setattr(self, name, state[name])
         for name in _GAMES:

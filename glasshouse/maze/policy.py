@@ -213,6 +213,7 @@ class Policy:
         with writing(Path(folder)) as part:
             part.mkdir(parents=True)
             save_file({name: value.detach().cpu().contiguous() for name, value in self.net.state_dict().items()}, part / WEIGHTS)
+            (part / WEIGHTS).chmod(0o644)  # safetensors leaves it to its owner alone
             (part / CARD).write_text(text, encoding="utf-8")
         return Path(folder)
 

@@ -16,7 +16,6 @@ from torch import Tensor
 
 from glasshouse.errors import BadValue
 from glasshouse.maze.batch import REWARD, BatchEnv
-from glasshouse.maze.levels import Levels
 from glasshouse.maze.network import Impala, PolicyConfig
 from glasshouse.maze.policy import Policy
 from glasshouse.maze.training import FRESH_FROM, PPO, Job, Processes, autocast, check_distribution, measured, run
@@ -223,7 +222,7 @@ class PPOLearner:
     def own_state(self) -> dict[str, Any]:
         """Games, chance, and running sums of this process."""
         own = {"generator": self.generator.get_state(), "returns": self.scale.returns, "moments": self.scale.moments, "tally": self.tally}
-        return {**{name: value.cpu() for name, value in own.items()}, "games": games_of(self.env)}
+        return {**{name: value.cpu() for name, value in own.items()}, "games": self.env.state()}
 
     def restore(self, state: dict[str, Any], own: dict[str, Any]) -> None:
         """Go back to a state."""
@@ -232,27 +231,4 @@ class PPOLearner:
         self.done = int(state["done"])
         self.generator.set_state(own["generator"])
         self.scale.returns, self.scale.moments, self.tally = (own[name].to(self.env.device) for name in ("returns", "moments", "tally"))
-        self.frames = go_on(self.env, own["games"])
-
-
-def games_of(env: BatchEnv) -> dict[str, Any]:
-    """Everything that the next steps of an environment depend on, as tensors and numbers; a pool that stays as it was made is left out."""
-    pool = {name: getattr(env.pool, name).cpu() for name in env.pool.__dataclass_fields__} if env._fresh else {}
-    return {"pool": pool, "dealt": env._dealt, "now": env._now} | {name: getattr(env, name).cpu() for name in _GAMES}
-
-
-def go_on(env: BatchEnv, games: dict[str, Any]) -> Tensor:
-    """Put an environment, made with the same arguments, back where `games_of` was asked; returns its frames."""
-    if games["pool"]:
-        env._set_pool(Levels(**games["pool"]).to(env.device))
-    env._dealt, env._now, env._started = games["dealt"], games["now"], True
-    for name in _GAMES:
-        setattr(env, name, games[name].to(env.device))
-    env._base, env._goal = env.level * env.painter.side**2, env._goals.index_select(0, env.level)
-    env._ground = env.painter.backgrounds(env.level)
-    env._buffer = env._ground.clone()
-    env.painter.put_mice(env._buffer, env._square)
-    return env._shown()
-
-
-_GAMES = ("level", "time", "_square", "_queue", "_last_played")
+        self.frames = self.env.restore(own["games"])
