@@ -82,7 +82,7 @@ def draw(policy: Policy, found: dict[str, Any], given: argparse.Namespace) -> No
     best = sweep.clamps()["best channel"]
     other = dataclasses.replace(best, channels=((best.channels[0] + 7) % policy.config.channels[1],))
     maps = {name: heat_map(policy, maze, aim) for name, aim in (("no edit", None), ("channel set", best), ("another channel set", other), ("cheese", "cheese"))}
-    heat_svg(maze, maps, title=f"Channel {best.channels[0]} set at one square sends the mouse there").save(given.out / "retargeting.svg")
+    heat_svg(maze, maps, title=f"How likely the way to each square is when channel {best.channels[0]} is set there").save(given.out / "retargeting.svg")
     frames = Levels.of_mazes([maze], palette=policy.config.palette).frames(policy.config.pixels)
     channel_gallery(policy.at(SITE, frames)[SITE][0], maze, chosen=found["energy"], title=f"{SITE}, the eight channels that follow the cheese framed").save(
         given.out / "channels.svg"
