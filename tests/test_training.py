@@ -109,6 +109,7 @@ fine_tune(Start(tiny_llama(len(tokenizer)), tokenizer, "x"), CHATS, config, 0, p
 """
 
 
+@pytest.mark.slow
 def test_kill_9_resumes_to_the_same_weights(tmp_path, tiny_tokenizer):
     tiny_tokenizer.save_pretrained(tmp_path / "tokenizer")
     whole, broken = tmp_path / "whole", tmp_path / "broken"
