@@ -12,14 +12,19 @@ from glasshouse.errors import BadValue
 from glasshouse.positions import Positions
 
 
-def check_tensor(value: Any, what: str, d_model: int, axes: tuple[int, ...]) -> Tensor:
-    """`value` as a finite tensor whose last axis is d_model. Raises `BadValue`."""
+def read_tensor(value: Any, what: str) -> Tensor:
+    """`value` as a tensor. Raises `BadValue`."""
     if value is None:
         raise BadValue(f"{what} is missing.")
     try:
-        tensor = value if isinstance(value, Tensor) else torch.as_tensor(value)
+        return value if isinstance(value, Tensor) else torch.as_tensor(value)
     except (TypeError, ValueError, RuntimeError) as error:
         raise BadValue(f"{what} is not a tensor: {type(value).__name__}.") from error
+
+
+def check_tensor(value: Any, what: str, d_model: int, axes: tuple[int, ...]) -> Tensor:
+    """`value` as a finite tensor whose last axis is d_model. Raises `BadValue`."""
+    tensor = read_tensor(value, what)
     if tensor.ndim not in axes or tensor.shape[-1] != d_model or tensor.numel() == 0:
         shapes = " or ".join({1: "[d_model]", 2: "[n d_model]", 3: "[batch pos d_model]"}[count] for count in axes)
         raise BadValue(f"{what} has shape {list(tensor.shape)}; wanted {shapes} with d_model = {d_model}.")

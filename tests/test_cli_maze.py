@@ -6,14 +6,11 @@ import json
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from typer.testing import CliRunner
 
-from glasshouse.cli import app
 from glasshouse.maze import Levels, Maze, Policy, PolicyConfig, load_policy
 from glasshouse.maze.aims import PixelClamp
 from glasshouse.maze.behaviour import split_levels
@@ -21,31 +18,13 @@ from glasshouse.maze.fields import decision_probabilities, vector_field, walk
 from glasshouse.maze.network import Impala
 from glasshouse.maze.retargeting import heat_map
 from glasshouse.maze.steering import added, cheese_vector
+from tests.verbs import Verbs
 
 VERBS = ("show", "field", "retarget", "train", "page")
 
 
-def run(*words: Any) -> tuple[int, str, str]:
-    """(exit code, stdout, stderr) of the program, in this process."""
-    result = CliRunner().invoke(app, ["maze", *map(str, words)])
-    return result.exit_code, result.stdout, result.stderr
-
-
-def told(*words: Any) -> str:
-    """The sentence of an error: one line on stderr, nothing on stdout, exit code 2."""
-    code, out, err = run(*words)
-    assert code == 2, out
-    assert out == ""
-    assert len(err.strip().splitlines()) == 1
-    return err.strip()
-
-
-def as_json(*words: Any) -> dict[str, Any]:
-    """The one JSON object that a verb prints."""
-    code, out, err = run(*words, "--json")
-    assert code == 0, err
-    body: dict[str, Any] = json.loads(out, parse_constant=lambda word: pytest.fail(f"{word} is no number"))
-    return body
+MAZE = Verbs("maze")
+run, told, as_json = MAZE.run, MAZE.told, MAZE.as_json
 
 
 @pytest.fixture(scope="module")

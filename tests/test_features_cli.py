@@ -4,40 +4,19 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from typer.testing import CliRunner
 
 import glasshouse
-from glasshouse.cli import app
 from glasshouse.dictionaries import ARCHITECTURES
+from tests.verbs import Verbs
 
 TEXTS = ["the cat sat on the mat", "a dog ran over the hill", "one cat and one dog", "the mat is red"] * 6
 
 
-def run(*words: Any) -> tuple[int, str, str]:
-    """(exit code, stdout, stderr) of the program, in this process."""
-    result = CliRunner().invoke(app, ["features", *map(str, words)])
-    return result.exit_code, result.stdout, result.stderr
-
-
-def told(*words: Any) -> str:
-    """The sentence of an error: one line on stderr, nothing on stdout, exit code 2."""
-    code, out, err = run(*words)
-    assert code == 2, out
-    assert out == ""
-    assert len(err.strip().splitlines()) == 1
-    return err.strip()
-
-
-def as_json(*words: Any) -> dict[str, Any]:
-    """The one JSON object that a verb prints."""
-    code, out, err = run(*words, "--json")
-    assert code == 0, err
-    body: dict[str, Any] = json.loads(out, parse_constant=lambda word: pytest.fail(f"{word} is no number"))
-    return body
+FEATURES = Verbs("features")
+run, told, as_json = FEATURES.run, FEATURES.told, FEATURES.as_json
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ from planted_policy import CHANNELS, CHEESE, DECOY, planted
 
 from glasshouse.errors import BadValue, UnknownSite
 from glasshouse.maze import ways as ways_module
-from glasshouse.maze.aims import SITE, Aim, PixelClamp, Stamp, cheese_difference, cheese_stamp, map_shape, pixel_table
+from glasshouse.maze.aims import SITE, Aim, PixelClamp, Stamp, cheese_stamp, map_shape, pixel_table
 from glasshouse.maze.edits import map_square
 from glasshouse.maze.fields import path_probabilities, path_probability, vector_field
 from glasshouse.maze.levels import Levels
@@ -18,6 +18,7 @@ from glasshouse.maze.network import SIZES
 from glasshouse.maze.policy import Impala, Policy, PolicyConfig
 from glasshouse.maze.retargeting import CHEESE as REAL
 from glasshouse.maze.retargeting import NONE, Retargeting, heat_map, retarget
+from glasshouse.maze.steering import cheese_vector
 from glasshouse.maze.ways import Targets, choose_targets, ways
 
 
@@ -163,7 +164,7 @@ def test_the_cheese_stamp_is_the_mean_over_mazes_where_the_pixel_is_on_the_map()
     policy = planted()
     levels = Levels.of_seeds(range(8), world=7, size=7)
     stamp = cheese_stamp(policy, levels, radius=1)
-    difference = cheese_difference(policy, levels)
+    difference = cheese_vector(policy, levels)
     row, col = levels.cheese.unbind(1)
     centre = torch.stack([difference[level, :, row[level], col[level]] for level in range(8)]).mean(0)
     assert torch.allclose(stamp.patch[:, 1, 1], centre)

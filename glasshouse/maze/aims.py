@@ -17,10 +17,10 @@ from torch.nn.functional import pad
 
 from glasshouse.edits import Add
 from glasshouse.errors import BadValue
-from glasshouse.maze.batch import Painter
 from glasshouse.maze.edits import SetUnits, map_square
 from glasshouse.maze.levels import Levels
 from glasshouse.maze.policy import Policy
+from glasshouse.maze.steering import cheese_vector
 
 SITE = "block2.res1"
 """The paper's `embedder.block2.res1.resadd_out`."""
@@ -153,17 +153,6 @@ def pixel_table(policy: Policy, site: str) -> Tensor:
     return (pixel[:, 0] * cols + pixel[:, 1]).view(len(world), len(world))
 
 
-def cheese_difference(policy: Policy, levels: Levels, site: str = SITE, batch: int = 256) -> Tensor:
-    """Activations with the cheese minus without, the mouse at its start: the cheese vector of each maze, `[level channel row col]`."""
-    painters = [Painter(each, policy.config.pixels) for each in (check_cheese(levels).to(policy.device), levels.to(policy.device).without("cheese"))]
-    found = []
-    with torch.inference_mode():
-        for index in torch.arange(len(levels), device=policy.device).split(batch):
-            with_it, without = (policy.at([site], painter.paint(index, levels.agent.to(policy.device)[index]))[site].float() for painter in painters)
-            found.append((with_it - without).cpu())
-    return torch.cat(found)
-
-
 def check_cheese(levels: Levels) -> Levels:
     """The levels. Raises `BadValue` unless there are some and each has its cheese."""
     missing = int((levels.cheese[:, 0] < 0).sum())
@@ -180,7 +169,7 @@ def cheese_stamp(policy: Policy, levels: Levels, site: str = SITE, radius: int =
 
 def cheese_patches(policy: Policy, levels: Levels, site: str, radius: int) -> tuple[Tensor, Tensor]:
     """Each maze's cheese vector around its cheese `[level channel row col]` (0 off the map), and what is on the map `[level 1 row col]`."""
-    difference = cheese_difference(policy, levels, site)
+    difference = cheese_vector(policy, check_cheese(levels), site).cpu()
     cols, side = difference.shape[3], 2 * radius + 1
     pixel = pixel_table(policy, site).cpu()[levels.cheese[:, 0].cpu(), levels.cheese[:, 1].cpu()]
     around = (radius, radius, radius, radius)

@@ -17,11 +17,12 @@ import torch
 from torch import Tensor
 
 from glasshouse.errors import BadValue
-from glasshouse.maze.aims import SITE, Aim, PixelClamp, check_cheese, cheese_difference, cheese_patches, map_shape, pixel_table
+from glasshouse.maze.aims import SITE, Aim, PixelClamp, check_cheese, cheese_patches, map_shape, pixel_table
 from glasshouse.maze.batch import Painter
 from glasshouse.maze.levels import Levels
 from glasshouse.maze.policy import Policy
 from glasshouse.maze.retargeting import by_maze
+from glasshouse.maze.steering import cheese_vector
 from glasshouse.maze.ways import Targets, choose_targets, ways_by_block
 from glasshouse.progress import Progress
 from glasshouse.stats import Interval, holm, proportion
@@ -142,7 +143,7 @@ def cheese_tracking(policy: Policy, levels: Levels, site: str = SITE, radius: in
     cheese, mouse = (table[square[:, 0], square[:, 1]] for square in (levels.cheese, levels.agent))
     generator = np.random.default_rng([seed, 3])
     other = cheese[torch.from_numpy(_moved_on(len(levels), generator))]
-    difference = cheese_difference(policy, levels, site)
+    difference = cheese_vector(policy, levels, site).cpu()
     peaks = [_peaks_near(difference, pixel, cols) for pixel in (cheese, other, mouse)]
     patches, _ = cheese_patches(policy, levels, site, radius)
     energy = _shares(patches.double().square().flatten(2).sum(2).numpy(), seed)

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from glasshouse.checks import check_finite, shorten
+from glasshouse.checks import check_finite, read_tensor, shorten
 from glasshouse.edits import Ablate, Add, Change, Clamp, Compound, Lowered, Patch, Ready, is_all
 from glasshouse.errors import BadValue, UnknownSite
 from glasshouse.maze.network import Impala, PolicyConfig
@@ -275,12 +275,7 @@ def at_every_square(edit: Ablate | Clamp, site: MapSite) -> Change:
 
 def spread(value: Any, what: str, site: MapSite) -> Tensor:
     """A tensor for a site as `[1 or batch, channel, row or 1, col or 1]` (or `[1 or batch, hidden]`). Raises `BadValue`."""
-    if value is None:
-        raise BadValue(f"{what} is missing.")
-    try:
-        tensor = value if isinstance(value, Tensor) else torch.as_tensor(value)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise BadValue(f"{what} is not a tensor: {type(value).__name__}.") from error
+    tensor = read_tensor(value, what)
     tensor = tensor if tensor.is_floating_point() else tensor.float()
     check_finite(tensor, what)
     ends = tuple(tensor.shape)
