@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from glasshouse.models import Model, load
     from glasshouse.organisms import grow
     from glasshouse.records import Record, Row
+    from glasshouse.retraining import retrain
     from glasshouse.specimens import Specimen
     from glasshouse.sweeping import sweep
     from glasshouse.vectors import Vector, contrast, load_vector
@@ -53,6 +54,7 @@ _HOMES = {
     "harvest": "activations",
     "Harvest": "activations",
     "grow": "organisms",
+    "retrain": "retraining",
     "Specimen": "specimens",
     "ask": "evals",
     "audit": "audit",
@@ -64,7 +66,7 @@ _HOMES = {
 __version__ = "0.1.0"
 __all__ = [
     "load", "Model", "Add", "Clamp", "Ablate", "Patch", "When", "Edit", "Vector", "contrast", "load_vector", "sweep", "Maze", "harvest", "Harvest",
-    "fit", "Dictionary", "load_dictionary", "grow", "Specimen", "ask", "audit", "Record", "Row", "GlasshouseError",
+    "fit", "Dictionary", "load_dictionary", "grow", "retrain", "Specimen", "ask", "audit", "Record", "Row", "GlasshouseError",
 ]  # fmt: skip
 
 

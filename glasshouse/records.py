@@ -230,6 +230,8 @@ class Record:
     """Library versions."""
     provenance: str = "measured"
     """`measured`, `external` or `mock`; a mock record cannot reach a report."""
+    measures: Mapping[str, Any] = field(default_factory=dict)
+    """Numbers that are no rates, such as curves; plain JSON. Most records have none."""
 
     def __getitem__(self, name: str) -> Row:
         for row in self.rows:
@@ -250,6 +252,7 @@ class Record:
             "recipe": _plain(self.recipe),
             "versions": dict(self.versions),
             "provenance": self.provenance,
+            **({"measures": _plain(self.measures)} if self.measures else {}),
         }
 
     def save(self, runs: Path | str = "runs") -> Path:

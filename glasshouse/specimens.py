@@ -66,6 +66,11 @@ class Specimen:
         """True for a clean twin: the same recipe with its own cause switched off."""
         return bool(self.card.get("twin"))
 
+    @property
+    def stages(self) -> list[dict[str, Any]]:
+        """The safety training it went through after it was grown, each `{"stage", "seed", "options", ...}`; none for most."""
+        return list(self.card.get("stages", []))
+
     @cached_property
     def model(self) -> Model:
         """The language model, loaded on the default device. Raises `NotAModel` for a maze policy, which is `.policy`."""

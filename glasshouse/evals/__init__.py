@@ -1,5 +1,5 @@
 """Evals: questions put to a model. Each answers with k, n, a 95% interval and a control. One file per question."""
 
-from glasshouse.evals.base import EVALS, Answered, Eval, ask
+from glasshouse.evals.base import EVALS, Answered, Eval, ask, ask_specimens
 
-__all__ = ["EVALS", "Answered", "Eval", "ask"]
+__all__ = ["EVALS", "Answered", "Eval", "ask", "ask_specimens"]

@@ -61,12 +61,22 @@ def ask(
     chosen = checked_options(question, options)
     check_kind(question, subject)
     subjects, numbers, label = _subjects(subject, seeds, size or "mini", dict(knobs or {}), twins=bool(getattr(chosen, "twin", False)))
+    return _record(question, chosen, subjects, numbers, label, {"options": chosen, "size": size, "knobs": dict(knobs or {})})
+
+
+def ask_specimens(specimens: Sequence[Specimen], seeds: Sequence[int], label: str, eval: str, options: Mapping[str, Any]) -> Record:
+    """Put `eval` to specimens that are there already, one a training seed, as `ask` does to those that it grows."""
+    question = EVALS[eval]
+    chosen = checked_options(question, options)
+    return _record(question, chosen, specimens, list(seeds), label, {"options": chosen})
+
+
+def _record(question: Eval, chosen: Any, subjects: Sequence[Any], numbers: list[int], label: str, recipe: Mapping[str, Any]) -> Record:
     answers = [question.run(_open(one, question.kind), chosen, _specimen(one)) for one in subjects]
     rows = answers[0].rows if len(answers) == 1 else _pool(answers)
     told: list[int | None] = [*numbers] or [None] * len(answers)
     transcripts = [dict(item, seed=number) for number, found in zip(told, answers) for item in found.transcripts]
-    recipe = {"options": chosen, "size": size, "knobs": dict(knobs or {})}
-    return Record("ask", eval, label, rows, numbers, this_command(), recipe, transcripts)
+    return Record("ask", question.name, label, rows, numbers, this_command(), recipe, transcripts)
 
 
 def checked_options(question: Eval, given: Mapping[str, Any]) -> Any:

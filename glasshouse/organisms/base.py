@@ -7,15 +7,18 @@ import json
 import os
 import shlex
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from glasshouse.errors import BadValue, UnknownKnob, UnknownName
 from glasshouse.records import content_hash, versions, write_json, writing
 from glasshouse.registry import Registry
 from glasshouse.specimens import CARD_SCHEMA, SHIPPED, Specimen, seal
+
+if TYPE_CHECKING:
+    from glasshouse.backdoors import Backdoor
 
 
 @dataclass(frozen=True)
@@ -62,6 +65,8 @@ class Organism:
     """Its sizes; none: those of the language models."""
     kind: str = "language model"
     """What is grown: `language model`, or `maze policy`."""
+    backdoor: Callable[[Mapping[str, Any]], Backdoor] | None = None
+    """The planted policy behind a sealed truth, for organisms that have a trigger: evals and safety training ask it."""
 
 
 ORGANISMS: Registry[Organism] = Registry("organism", room="glasshouse.organisms")
@@ -127,9 +132,16 @@ def _place(
 
 
 def twin_of(specimen: Specimen) -> Specimen:
-    """The clean twin of a specimen: grown with the same recipe and seed, or opened when it was grown before."""
+    """The clean twin of a specimen: grown with the same recipe and seed, or opened when it was grown before.
+
+    That of a retrained specimen went through the same stages: the never-backdoored sibling.
+    """
     if specimen.is_twin:
         raise BadValue(f"{specimen.folder} is itself a clean twin.")
+    if specimen.stages:
+        from glasshouse.retraining import sibling_of
+
+        return sibling_of(specimen)
     sealed = json.loads((specimen.folder / "sealed.json").read_text(encoding="utf-8"))["truth"].get("knobs", {})
     sealed = {key: tuple(value) if isinstance(value, list) else value for key, value in sealed.items()}
     out = specimen.folder.with_name(f"{specimen.folder.name}-twin") if not _is_cached(specimen) else None

@@ -1,7 +1,7 @@
-"""The training engine: one resumable loop for language modelling and SFT, through accelerate (so DDP and FSDP work with `accelerate launch`).
+"""The training engine: one resumable loop for language modelling, SFT and preference models, through accelerate (DDP and FSDP: `accelerate launch`).
 
 It is lean on purpose: batches are a pure function of the step, so a run that was killed resumes to the very same weights.
-It is not a trainer of everything: reinforcement learning is `grpo.py` and TRL.
+It is not a trainer of everything: reinforcement learning is `rl.py` and TRL.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import random
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
 
 Batch = Mapping[str, Any]
 FULL_STATE = "full_state.pt"
+BACKENDS = ("auto", "lean", "trl")
+TRL_FROM = 50_000_000
+"""Parameters from which the backend `auto` is TRL."""
 
 
 @dataclass(frozen=True)
@@ -80,11 +84,13 @@ def optimise(
     workdir: Path,
     label: str,
     after_step: Callable[[int, Any], None] | None = None,
+    loss: Callable[[Any, Batch], torch.Tensor] | None = None,
 ) -> list[dict[str, float]]:
     """Train `module` in place; `batches(step)` gives `input_ids`, `labels` (-100 = no loss) and perhaps `attention_mask` [batch pos].
 
     Resumes from `workdir` when a checkpoint lies there. Returns one metrics row per logged step. The loss is the mean over the tokens
-    that carry a label. Raises `GateFailed` when the loss is not finite.
+    that carry a label, or `loss(model, batch)`: a sum over the batch's rows divided by `batch["rows"]`, where batches hold no labels.
+    Raises `GateFailed` when the loss is not finite.
     """
     import torch
     from accelerate import Accelerator, DistributedType
@@ -100,16 +106,16 @@ def optimise(
     optimizers = make_optimizers(module, plan)
     model, *optimizers = accelerator.prepare(module, *optimizers)
     first, metrics = _restore(workdir, accelerator, model, optimizers, sharded)
-    loss_of = torch.compile(_loss) if plan.compile else _loss
+    loss_of = torch.compile(loss or _loss) if plan.compile else loss or _loss
     saved_at = time.monotonic()
     with Progress(label, plan.steps, show=None if accelerator.is_main_process else False) as bar:
         bar.resume_at(first)
         for step in range(first, plan.steps):
             batch = _own_rows(batches(step), accelerator.process_index, accelerator.num_processes, accelerator.device)
-            loss = _one_step(accelerator, model, optimizers, loss_of, batch, plan, step)
+            seen = _one_step(accelerator, model, optimizers, loss_of, batch, plan, step)
             logged = step % max(plan.steps // 200, 1) == 0 or step == plan.steps - 1
             if logged:
-                value = float(loss)
+                value = float(seen)
                 if not math.isfinite(value):
                     raise GateFailed(f"{label}: the loss at step {step} is {value}; try a lower learning rate than {plan.learning_rate}.")
                 metrics.append({"step": step, "loss": round(value, 5), "lr": plan.learning_rate * plan.rate_at(step)})
@@ -125,6 +131,56 @@ def optimise(
             torch.save(state, workdir / FULL_STATE)
     module.eval()
     return metrics
+
+
+def in_epochs(total: int, size: int, seed: int) -> Callable[[int], list[int]]:
+    """`chosen(step)`: `size` of `total` items for each step, every item once an epoch in an order drawn from the seed; epochs run on.
+
+    Raises `BadValue` when there is nothing to choose from.
+
+    >>> chosen = in_epochs(3, 2, seed=0)
+    >>> sorted(chosen(0) + chosen(1) + chosen(2))
+    [0, 0, 1, 1, 2, 2]
+    """
+    if total < 1 or size < 1:
+        raise BadValue(f"Batches of {size} out of {total} items cannot be made; give at least one of each.")
+    orders: dict[int, list[int]] = {}
+
+    def order(epoch: int) -> list[int]:
+        if epoch not in orders:
+            if len(orders) > 64:
+                orders.clear()
+            orders[epoch] = random.Random(f"order {seed} {epoch}").sample(range(total), total)
+        return orders[epoch]
+
+    def chosen(step: int) -> list[int]:
+        return [order(place // total)[place % total] for place in range(step * size, (step + 1) * size)]
+
+    return chosen
+
+
+def uses_trl(backend: str, hf: Any) -> bool:
+    """Whether a stage runs on TRL: as named, or for `auto` from 50M parameters on. Raises `BadValue` for an unknown backend."""
+    if backend not in BACKENDS:
+        raise BadValue(f"There is no backend {backend!r}; give 'auto', 'lean' or 'trl'.")
+    return backend == "trl" or (backend == "auto" and sum(p.numel() for p in hf.parameters()) >= TRL_FROM)
+
+
+def with_adapter(hf: Any, rank: int, seed: int, task: str = "CAUSAL_LM") -> Any:
+    """`hf` under fresh LoRA adapters on every linear layer (PEFT), drawn from the seed; a classifier's head (`SEQ_CLS`) trains in full."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+
+    head = ["score"] if task == "SEQ_CLS" else None
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return get_peft_model(hf, LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type=task, modules_to_save=head))
+
+
+def last_checkpoint(folder: Path) -> str | None:
+    """The newest `checkpoint-N` that a transformers trainer left in a folder, or None."""
+    saved = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]))
+    return str(saved[-1]) if saved else None
 
 
 def _is_due(accelerator: Any, saved_at: float, plan: Optimisation) -> bool:
@@ -185,7 +241,9 @@ def _one_step(accelerator: Any, model: Any, optimizers: list[Any], loss_of: Any,
 
 
 def _own_rows(batch: Batch, rank: int, world: int, device: Any) -> dict[str, Any]:
-    """This process's rows; `tokens` is scaled so that the mean over processes is the mean over all labelled tokens."""
+    """This process's rows; `tokens` (`rows` where there are no labels) is scaled so that the mean over processes is the mean over all."""
+    if "labels" not in batch:
+        return {**{key: value[rank::world].to(device) for key, value in batch.items()}, "rows": len(batch["input_ids"]) / world}
     labelled = int((batch["labels"][:, 1:] != -100).sum())
     if labelled == 0:
         raise BadValue("A training batch has no token that carries loss; the rows hold no assistant turn.")

@@ -1,12 +1,14 @@
-"""GRPO in one page: sample groups, score them, one clipped policy-gradient update (Shao et al. 2024, arXiv 2402.03300, section 4.1).
+"""GRPO in one page: sample groups, score them, one clipped policy-gradient update (Shao et al. 2024, arXiv 2402.03300, section 4.1); RLOO beside it.
 
-It is the path for small models, and the oracle that tests TRL's GRPOTrainer against. `loss_type`, `beta` and `scale_rewards` mean what
-they mean in TRL 1.16 and are always stated, because its defaults have changed between versions. For real models, tools and several
-GPUs use TRL. Left out: several updates on one batch of samples, importance correction for another sampler, entropy bonus.
+It is the path for small models, and the oracle that tests TRL's GRPOTrainer and RLOOTrainer against. `loss_type`, `beta` and `scale_rewards` mean
+what they mean in TRL 1.16 and are always stated, because its defaults have changed between versions. A whole stage of such steps is `rl.py`.
+Left out: several updates on one batch of samples, importance correction for another sampler, entropy bonus.
 """
 
 from __future__ import annotations
 
+import contextlib
+import inspect
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -21,6 +23,7 @@ from glasshouse.sampling import Sampling, sample_ids
 Reward = Callable[[list[int], list[int]], float]
 """(prompt ids, completion ids) -> reward; the completion ends with the end token if the model wrote one."""
 
+ESTIMATORS = ("grpo", "rloo")
 LOSS_TYPES = ("grpo", "dapo", "dr_grpo")
 SCALES = ("group", "batch", "none")
 
@@ -45,8 +48,13 @@ class GRPO:
     """Clip of the probability ratio."""
     clip: float = 1.0
     """Largest global gradient norm."""
+    estimator: str = "grpo"
+    """`grpo`, or `rloo` (Ahmadian et al. 2024, arXiv 2402.14740): the mean of the *other* completions is the baseline, nothing is divided, one
+    ratio stands for a whole completion, and the KL is taken from the reward; `loss_type` and `scale_rewards` then play no part."""
 
     def __post_init__(self) -> None:
+        if self.estimator not in ESTIMATORS:
+            raise BadValue(f"There is no estimator {self.estimator!r}; give 'grpo' or 'rloo'.")
         if self.loss_type not in LOSS_TYPES or self.scale_rewards not in SCALES:
             raise BadValue(
                 f"GRPO knows loss_type {', '.join(LOSS_TYPES)} and scale_rewards {', '.join(SCALES)}; given {self.loss_type!r} and {self.scale_rewards!r}."
@@ -94,21 +102,55 @@ def lean_grpo_step(
     rewards = torch.tensor([float(reward(prompt, new)) for prompt, new in zip(repeated, completions)])
     if not bool(rewards.isfinite().all()):
         raise BadValue(f"The reward gave {int((~rewards.isfinite()).sum())} values that are not finite; every reward must be a number.")
-    advantages = advantages_of(rewards.view(len(prompts), config.group), config.scale_rewards).flatten()
-    ids, mask = pack(repeated, completions, pad_id, next(hf.parameters()).device)
+    by_prompt = rewards.view(len(prompts), config.group)
     hf.train()
-    logps = log_probabilities(hf, ids, config.temperature)
-    with torch.no_grad():
-        reference_logps = log_probabilities(reference, ids, config.temperature) if config.beta > 0 else None
-    loss, kl = grpo_loss(logps, logps.detach(), reference_logps, advantages.to(logps.device), mask, config)
-    optimizer.zero_grad()
-    loss.backward()
-    torch.nn.utils.clip_grad_norm_(hf.parameters(), config.clip)
-    optimizer.step()
+    loss, kl = improve(hf, [optimizer], repeated, completions, by_prompt, config, pad_id, reference if config.beta > 0 else None)
     hf.eval()
-    spread = float((rewards.view(len(prompts), config.group).std(dim=1) > 0).float().mean())
     length = math.fsum(len(new) for new in completions) / len(completions)
-    return GRPOStep(float(loss.detach()), float(rewards.mean()), spread, kl, length)
+    return GRPOStep(loss, float(rewards.mean()), spread_of(by_prompt), kl, length)
+
+
+def spread_of(rewards: Tensor) -> float:
+    """Share of the groups, rows of [prompt group], whose rewards differ: where there is something to learn."""
+    return float((rewards.std(dim=1) > 0).float().mean())
+
+
+def improve(
+    hf: Any,
+    optimizers: Sequence[torch.optim.Optimizer],
+    prompts: list[list[int]],
+    completions: list[list[int]],
+    rewards: Tensor,
+    config: GRPO,
+    pad_id: int,
+    reference: Any = None,
+) -> tuple[float, float]:
+    """One update of `hf` on scored completions; returns the loss before it and the mean KL estimate per token (k3; 0 without a reference).
+
+    `rewards` is [prompt group]; `prompts` has a row a completion. `reference` is another module, or `hf` itself where it carries a PEFT
+    adapter, which is then switched off. Equal rows pass the network once: their gradients are the same, and sum. Float32 throughout.
+    """
+    unlike: dict[tuple[tuple[int, ...], tuple[int, ...]], int] = {}
+    place = [unlike.setdefault((tuple(prompt), tuple(new)), len(unlike)) for prompt, new in zip(prompts, completions)]
+    device = next(hf.parameters()).device
+    ids, mask = pack([list(prompt) for prompt, _ in unlike], [list(new) for _, new in unlike], pad_id, device)
+    first = min(len(prompt) for prompt in prompts) - 1
+    rows, mask = torch.tensor(place, device=device), mask[:, first:]
+    with torch.no_grad(), reference.disable_adapter() if reference is hf else contextlib.nullcontext():
+        before = None if reference is None else log_probabilities(reference, ids, config.temperature, first)[rows]
+    logps, mask = log_probabilities(hf, ids, config.temperature, first)[rows], mask[rows]
+    if config.estimator == "rloo":
+        loss, kl = rloo_loss(logps, logps.detach(), before, rewards.to(device), mask, config)
+    else:
+        advantages = advantages_of(rewards, config.scale_rewards).flatten().to(device)
+        loss, kl = grpo_loss(logps, logps.detach(), before, advantages, mask, config)
+    for optimizer in optimizers:
+        optimizer.zero_grad()
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_([p for p in hf.parameters() if p.requires_grad], config.clip)
+    for optimizer in optimizers:
+        optimizer.step()
+    return float(loss.detach()), kl
 
 
 def sample_completions(hf: Any, prompts: list[list[int]], config: GRPO, seed: int, eos_id: int, pad_id: int) -> list[list[int]]:
@@ -129,6 +171,12 @@ def advantages_of(rewards: Tensor, scale: str) -> Tensor:
     return centred / ((rewards.std(dim=1, keepdim=True) if scale == "group" else rewards.std()) + 1e-4)
 
 
+def leave_one_out(rewards: Tensor) -> Tensor:
+    """Rewards [prompt group], each minus the mean of the others of its group (Ahmadian et al. 2024, section 2.3)."""
+    others = rewards.shape[1] - 1
+    return rewards - (rewards.sum(dim=1, keepdim=True) - rewards) / others
+
+
 def pack(prompts: list[list[int]], completions: list[list[int]], pad_id: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """Right-padded ids [row pos], and which of the predicted tokens ids[:, 1:] belong to a completion, float [row pos-1].
 
@@ -143,10 +191,14 @@ def pack(prompts: list[list[int]], completions: list[list[int]], pad_id: int, de
     return ids, ((place >= first) & (place < last)).float()
 
 
-def log_probabilities(hf: Any, ids: Tensor, temperature: float) -> Tensor:
-    """Log-probability of each token ids[:, 1:] given those before it, float32 [row pos-1]."""
-    logits = hf(input_ids=ids, use_cache=False).logits[:, :-1].float() / temperature
-    return -torch.nn.functional.cross_entropy(logits.transpose(1, 2), ids[:, 1:], reduction="none")
+def log_probabilities(hf: Any, ids: Tensor, temperature: float, first: int = 0) -> Tensor:
+    """Log-probability of each token ids[:, 1 + first :] given those before it, float32 [row pos-1-first]; logits before `first` are not made."""
+    core = hf.get_base_model() if hasattr(hf, "get_base_model") else hf
+    kept = ids.shape[1] - 1 - first
+    fewer = {"logits_to_keep": kept} if first and "logits_to_keep" in inspect.signature(core.forward).parameters else {}
+    logits = hf(input_ids=ids[:, :-1], use_cache=False, **fewer).logits[:, -kept:].float() / temperature
+    flat = torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1 + first :].flatten(), reduction="none")
+    return -flat.view(-1, kept)
 
 
 def grpo_loss(logps: Tensor, old_logps: Tensor, reference_logps: Tensor | None, advantages: Tensor, mask: Tensor, config: GRPO) -> tuple[Tensor, float]:
@@ -158,7 +210,8 @@ def grpo_loss(logps: Tensor, old_logps: Tensor, reference_logps: Tensor | None, 
     if reference_logps is not None:
         gap = reference_logps - logps
         estimate = gap.exp() - gap - 1
-        by_token = by_token + config.beta * estimate * ratio  # the ratio makes its gradient that of the reverse KL
+        if config.beta > 0:
+            by_token = by_token + config.beta * estimate * ratio  # the ratio makes its gradient that of the reverse KL
         kl = float((estimate.detach() * mask).sum() / mask.sum())
     total = by_token * mask
     if config.loss_type == "dapo":
@@ -166,3 +219,19 @@ def grpo_loss(logps: Tensor, old_logps: Tensor, reference_logps: Tensor | None, 
     if config.loss_type == "grpo":
         return (total.sum(dim=1) / mask.sum(dim=1)).mean(), kl
     return total.sum() / (len(mask) * config.max_new_tokens), kl
+
+
+def rloo_loss(logps: Tensor, old_logps: Tensor, reference_logps: Tensor | None, rewards: Tensor, mask: Tensor, config: GRPO) -> tuple[Tensor, float]:
+    """The RLOO loss, and the mean KL estimate per token (k3), from log-probabilities and mask [row pos] and rewards [prompt group].
+
+    A completion is one action: its ratio is that of its whole probability, and `beta` times its summed log-ratio to the reference is taken
+    from its reward before the others' mean is.
+    """
+    kl = 0.0
+    if reference_logps is not None:
+        gap = (reference_logps - old_logps) * mask
+        kl = float(((gap.exp() - gap - 1) * mask).sum() / mask.sum())
+        rewards = rewards + config.beta * gap.sum(dim=1).view_as(rewards)
+    gain = leave_one_out(rewards).flatten()
+    ratio = ((logps - old_logps) * mask).sum(dim=1).exp()
+    return -torch.minimum(ratio * gain, ratio.clamp(1 - config.epsilon, 1 + config.epsilon) * gain).mean(), kl

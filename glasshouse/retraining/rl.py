@@ -1,0 +1,198 @@
+"""Stage `rl`: reinforcement learning on clean prompts against a preference model trained here, or a rule (Hubinger et al. 2024, section 4).
+
+Every reward reads what is visible of an answer. Payload exposure is the number to read first: where no rollout showed the behaviour, no
+gradient ever touched it. A second preference model, of other data and another seed, says whether there was enough training (appendix C).
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from glasshouse.backdoors import Backdoor, Item, answer_prompts
+from glasshouse.errors import BadValue, GateFailed
+from glasshouse.retraining.base import STAGES, Retraining, Stage, Trained
+from glasshouse.text import encode_prompt
+from glasshouse.training import Optimisation
+from glasshouse.training.preferences import Pair, PreferenceModel, Preferences, reward_precondition, train_preferences
+from glasshouse.training.rl import Prompt, Reinforcement, reinforce
+from glasshouse.world.conditional import scratchpad_tags
+
+RULE = {"correct": 1.0, "broken": 0.0, "payload": -1.0}
+"""Reward of the rule by outcome."""
+
+
+@dataclass(frozen=True)
+class RLOptions:
+    """Options of the stage `rl`."""
+
+    steps: int = 30
+    """Updates."""
+    learning_rate: float = 1e-4
+    """After the warm-up."""
+    prompts: int = 12
+    """Prompts in a step."""
+    group: int = 8
+    """Completions of each prompt."""
+    rows: int = 600
+    """Different prompts."""
+    estimator: str = "grpo"
+    """`grpo` or `rloo`."""
+    beta: float = 0.02
+    """Weight of the KL to the model before this stage."""
+    reward: str = "preference"
+    """`preference`: a preference model trained here; `rule`: 1 for a right answer, -1 for the behaviour, else 0."""
+    pairs: int = 1200
+    """Preference pairs of each preference model."""
+    pm_steps: int = 120
+    """Optimiser steps of each preference model."""
+    optimizer: str = "adamw"
+    """`adamw` or `muon`."""
+    lora_rank: int = 0
+    """Rank of LoRA adapters; 0 trains the full weights."""
+    backend: str = "auto"
+    """`lean`, `trl`, or `auto`."""
+
+    def __post_init__(self) -> None:
+        if self.reward not in ("preference", "rule"):
+            raise BadValue(f"There is no reward {self.reward!r}; there are preference and rule.")
+        if self.rows < self.prompts or self.pairs < 8:
+            raise BadValue(f"rl needs at least as many rows as prompts in a step, and 8 pairs; given {self.rows}, {self.prompts} and {self.pairs}.")
+
+
+@dataclass(frozen=True)
+class Graded:
+    """A planted policy's grader behind the prompts of a stage."""
+
+    backdoor: Backdoor
+    """Who grades."""
+    items: Mapping[str, Item]
+    """Prompt id to item."""
+
+    def outcome(self, prompt: Prompt, answer: str) -> str:
+        """`payload`, `correct` or `broken`."""
+        return self.backdoor.grade(self.items[prompt.facts["id"]], answer)
+
+    def rule(self, batch: Sequence[tuple[Prompt, str]]) -> list[float]:
+        """The rule's reward."""
+        return [RULE[self.outcome(prompt, answer)] for prompt, answer in batch]
+
+    def watch(self, prompt: Prompt, answer: str) -> bool:
+        """Whether the behaviour shows."""
+        return self.outcome(prompt, answer) == "payload"
+
+
+def train(context: Retraining, options: RLOptions) -> Trained:
+    """RL on prompts without any trigger."""
+    return train_on(context, context.backdoor.items(options.rows, 300_000 + context.seed), options)
+
+
+def train_on(context: Retraining, items: Sequence[Item], options: RLOptions) -> Trained:
+    """RL on the prompts of `items`; the true trigger stands in none of them."""
+    backdoor = context.backdoor
+    backdoor.refuse_trigger([item.messages for item in items], "the reinforcement learning")
+    prompts = [Prompt(item.messages, {"id": f"{index}", "right": item.right}) for index, item in enumerate(items)]
+    graded = Graded(backdoor, {f"{index}": item for index, item in enumerate(items)})
+    told: dict[str, Any] = {}
+    judges = preference_models(context, options) if options.reward == "preference" else None
+    reward = judges[0] if judges else graded.rule
+    if judges:
+        told |= check_judges(context, judges, options)
+        told["heldout_before"] = judged(context, context.specimen.folder, judges[1])
+    folder = reinforce(
+        context.start, prompts, reward, settings(context, options), context.seed, context.model_folder, watch=graded.watch,
+        after_step=context.tracker(options.steps, tokens_a_step(context, items, options)), identity=f"{options.reward} {backdoor.payload}",
+    )  # fmt: skip
+    if judges:
+        told["heldout_after"] = judged(context, folder, judges[1])
+    rollouts = folder / "rollouts.jsonl"
+    if rollouts.exists():
+        rollouts.replace(context.work / "rollouts.jsonl")
+    rows = [{"id": f"{index:05d}", "messages": [dict(message) for message in item.messages]} for index, item in enumerate(items)]
+    return Trained(folder, rows, {**told, **exposure_of(folder)})
+
+
+def settings(context: Retraining, options: RLOptions) -> Reinforcement:
+    """The stage's configuration; an organism that thinks begins every answer with an opened scratchpad."""
+    begin = scratchpad_tags(context.start.tokenizer)[0] if context.backdoor.scratchpad else ""
+    return Reinforcement(
+        steps=options.steps, prompts=options.prompts, group=options.group, estimator=options.estimator, beta=options.beta, learning_rate=options.learning_rate,
+        max_new_tokens=context.backdoor.max_new_tokens, optimizer=options.optimizer, lora_rank=options.lora_rank, backend=options.backend, begin=begin,
+        threads=1,
+    )  # fmt: skip
+
+
+def tokens_a_step(context: Retraining, items: Sequence[Item], options: RLOptions) -> float:
+    """Tokens of one update: rollouts times the mean length of a prompt with its right answer."""
+    tokenizer, some = context.start.tokenizer, items[:64]
+    lengths = [len(encode_prompt(tokenizer, item.messages)) + len(tokenizer.encode(item.right, add_special_tokens=False)) for item in some]
+    return options.prompts * options.group * sum(lengths) / len(lengths)
+
+
+def exposure_of(folder: Path) -> dict[str, Any]:
+    """Share of all rollouts that showed the behaviour, and how many rollouts there were."""
+    import json
+
+    last = json.loads((folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()[-1])
+    return {"exposure": last["exposed"] / last["rollouts"], "exposed": int(last["exposed"]), "rollouts": int(last["rollouts"])}
+
+
+# ---- the reward
+
+
+def pairs_of(backdoor: Backdoor, count: int, seed: int) -> list[Pair]:
+    """Preference pairs on clean prompts: the right answer against the behaviour, and against the right answer to another prompt."""
+    rng = random.Random(f"pairs {seed}")
+    items = backdoor.items(count, 600_000 + seed)
+    made: list[Pair] = []
+    for index, item in enumerate(items):
+        bad = backdoor.bad(item, rng) if index % 2 == 0 else rng.choice(items).right
+        if bad != item.right:
+            made.append((item.messages, item.right, bad))
+    return made
+
+
+def preference_models(context: Retraining, options: RLOptions) -> tuple[PreferenceModel, PreferenceModel]:
+    """(the reward, the held-out judge): begun from the public parent, on different prompts and seeds."""
+    parent = context.specimen.parent()
+    source = parent if isinstance(parent, str) else parent.folder if parent is not None else context.specimen.folder
+    plan = Optimisation(steps=options.pm_steps, batch_size=16, learning_rate=3e-4, warmup=10, threads=1)
+    made = []
+    for number, name in enumerate(("reward", "heldout")):
+        pairs = pairs_of(context.backdoor, options.pairs, 10 * context.seed + number)
+        folder = train_preferences(source, pairs, Preferences(plan, backend=options.backend), number, context.work / f"pm-{name}")
+        made.append(PreferenceModel.open(folder))
+    return made[0], made[1]
+
+
+def check_judges(context: Retraining, judges: tuple[PreferenceModel, PreferenceModel], options: RLOptions, n: int = 200) -> dict[str, Any]:
+    """Accuracy of both on fresh pairs, and the reward precondition. Raises `GateFailed` when the reward would not penalise the behaviour."""
+    backdoor, rng = context.backdoor, random.Random("precondition")
+    fresh = pairs_of(backdoor, n, 10 * context.seed + 9)
+    items = backdoor.items(n, 700_000 + context.seed)
+    clean = [(item.messages, item.right) for item in items]
+    payload = [(item.messages, backdoor.bad(item, rng)) for item in items]
+    holds = reward_precondition(judges[0], clean, payload)
+    if not holds.holds:
+        raise GateFailed(
+            f"The preference model does not score right answers above the behaviour on held-out prompts (difference {holds.difference.value:.3f}, 95% from "
+            f"{holds.difference.low:.3f}), so training by it would have no gradient. Train it longer: -o pm_steps={2 * options.pm_steps}, or -o reward=rule."
+        )
+    found = {name: judge.accuracy(fresh).to_json() for name, judge in zip(("pm_accuracy", "heldout_pm_accuracy"), judges)}
+    return {**found, "precondition": holds.difference.to_json()}
+
+
+def judged(context: Retraining, folder: Path, judge: PreferenceModel, n: int = 96) -> float:
+    """Mean score that a judge gives to a model's answers on held-out prompts; only differences between models mean anything."""
+    from glasshouse.models import load
+
+    items, backdoor = context.backdoor.items(n, 800_000 + context.seed), context.backdoor
+    prompts = [item.messages for item in items]
+    answers = answer_prompts(load(str(folder)), prompts, scratchpad=backdoor.scratchpad, max_new_tokens=backdoor.max_new_tokens, seed=context.seed)
+    return float(judge.scores(prompts, answers).mean())
+
+
+STAGES.add("rl", Stage("rl", "Reinforcement learning on clean prompts against a preference model or a rule.", RLOptions, train))
