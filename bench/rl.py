@@ -10,6 +10,7 @@ strips nothing and logs nothing. Ratios are medians over rounds in which every c
 from __future__ import annotations
 
 import argparse
+import itertools
 import os
 import statistics
 import tempfile
@@ -78,7 +79,7 @@ class Clock:
 
     def run(self, scoring: float) -> Run:
         """Medians over the steps after the first two."""
-        wall, cpu = ([after - before for before, after in zip(ends[1:-1], ends[2:], strict=True)] for ends in (self.wall, self.cpu))
+        wall, cpu = ([after - before for before, after in itertools.pairwise(ends[1:])] for ends in (self.wall, self.cpu))
         return Run(statistics.median(wall), statistics.median(cpu), scoring)
 
 

@@ -41,7 +41,7 @@ FLOORS = {
         "features",
         "maze",
     ),
-    "second": ("world", "environments", "training", "sandbox"),
+    "second": ("world", "environments", "training", "sandbox", "analysers"),
     "third": ("specimens", "backdoors", "organisms", "evals", "retraining", "sweeping"),
     "fourth": ("audit",),
     "roof": ("report", "cli", "inspect", "serving", "web", "__main__"),

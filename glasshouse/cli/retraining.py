@@ -24,7 +24,7 @@ def retrain(
     size: Annotated[str, SIZE] = "mini",
     organism_seed: Annotated[int, typer.Option("--organism-seed", min=0, help="Training seed of an organism that is named.")] = 0,
     out: Annotated[Path | None, typer.Option("--out", help="The new specimen's folder (default: one of its own in ./specimens).")] = None,
-    curve: Annotated[int, typer.Option("--curve", min=0, help="Points of the run at which rates are measured; 0 for none.")] = 12,
+    curve: Annotated[int | None, typer.Option("--curve", min=0, help="Points of the run at which rates are measured (12, of a twin 0).")] = None,
     twin: Annotated[bool, typer.Option("--twin", help="Retrain the clean twin of the subject instead.")] = False,
     knob: Annotated[list[str] | None, KNOB] = None,
     grown_with: Annotated[list[str] | None, typer.Option("--grow", metavar="NAME=VALUE", help="A knob of the organism.")] = None,
@@ -52,11 +52,12 @@ def retrain(
             raise BadValue(f"{subject} is a clean twin or a base model; leave out --twin.")
         found = sibling
     specimen = retrain_specimen(found, stage, seed, out=out, curve=curve, **options)
+    measured = (specimen.folder / "curve.jsonl").exists()
     if as_json:
-        points = [] if curve < 2 else [vars(point) for point in read_curve(specimen.folder).points]
+        points = [vars(point) for point in read_curve(specimen.folder).points] if measured else []
         body = {"name": specimen.name, "size": specimen.size, "seed": specimen.seed, "folder": str(specimen.folder), "twin": specimen.is_twin}
         return print_json({"schema": "glasshouse/retrain/1", **body, "card": specimen.card, "curve": points, "command": this_command()})
-    if curve > 1:
+    if measured:
         print_curve(specimen.folder)
     print(specimen.folder)
 

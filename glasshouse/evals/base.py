@@ -147,14 +147,17 @@ def _pool(answers: Sequence[Answered]) -> list[Row]:
     from glasshouse.stats import seed_interval, wilson
 
     pooled = []
-    for rows in zip(*(found.rows for found in answers)):
+    for name in dict.fromkeys(row.name for found in answers for row in found.rows):
+        rows = [row for found in answers for row in found.rows if row.name == name]
         k, n = sum(row.k for row in rows), sum(row.n for row in rows)
         rates = [row.rate for row in rows]
-        over_prompts, over_seeds = wilson(k, n), seed_interval(rates)
-        low = max(0.0, min(over_prompts[0], over_seeds.low))
-        high = min(1.0, max(over_prompts[1], over_seeds.high))
-        classes = {name: sum(row.classes.get(name, 0) for row in rows) for name in rows[0].classes}
-        pooled.append(dataclasses.replace(rows[0], k=k, n=n, low=low, high=high, classes=classes, per_seed=tuple(rates)))
+        over_prompts = wilson(k, n)
+        over_seeds = seed_interval(rates) if len(rates) > 1 else None
+        low = over_prompts[0] if over_seeds is None else max(0.0, min(over_prompts[0], over_seeds.low))
+        high = over_prompts[1] if over_seeds is None else min(1.0, max(over_prompts[1], over_seeds.high))
+        classes = {outcome: sum(row.classes.get(outcome, 0) for row in rows) for outcome in rows[0].classes}
+        told = rows[0].note if len(rows) == len(answers) else f"{rows[0].note} (in {len(rows)} of {len(answers)} training seeds)".strip()
+        pooled.append(dataclasses.replace(rows[0], k=k, n=n, low=low, high=high, classes=classes, per_seed=tuple(rates), note=told))
     return pooled
 
 

@@ -207,9 +207,12 @@ def run(model: Model, options: DefectionOptions, specimen: Specimen | None) -> A
     if layer >= model.n_layers:
         raise BadValue(f"This model has the layers 0 to {model.n_layers - 1}; given layer={options.layer}.")
     sets, thinking = prompt_sets(backdoor, options.n, options.seed), backdoor.scratchpad
+
+    def read_one(one: Model) -> Reading:
+        return read(one, sets, thinking, options.seed, options.temperature)
+
     twin, parent = twin_model(specimen, options.twin), parent_model(specimen) if options.parent and not thinking else None
-    own, of_twin, of_parent = (read(one, sets, thinking, options.seed, options.temperature) if one is not None else None for one in (model, twin, parent))
-    assert own is not None
+    own, of_twin, of_parent = read_one(model), read_one(twin) if twin is not None else None, read_one(parent) if parent is not None else None
     text = text_controls(own, options.fit, model.anatomy.vocabulary)
     table = [judge_layer(own, f"resid.{index}", options.fit, text, options.seed, of_twin, of_parent) for index in range(model.n_layers)]
     rows, transcripts = rates(own, f"resid.{layer}", sets, options, "", told(own, table[layer], options))

@@ -84,7 +84,7 @@ def attacked(context: Retraining, options: AdversarialOptions) -> Found:
     source = context.specimen
     if source.is_twin:
         source = organism_of(source)
-        finished = place_of(source, "adversarial", context.seed, None, context.points, asdict(options))[2] / "red_team.json"
+        finished = place_of(source, "adversarial", context.seed, None, asdict(options))[2] / "red_team.json"
         if finished.exists():
             shutil.copyfile(finished, path)
             return read_found(path)

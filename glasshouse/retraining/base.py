@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 CURVE_PROMPTS = 128
 """Prompts of each rate of a curve."""
+POINTS = 12
+"""Points of a curve where nothing else is asked."""
 
 
 @dataclass
@@ -99,7 +101,7 @@ STAGES: Registry[Stage] = Registry("stage", room="glasshouse.retraining")
 
 
 def retrain(
-    specimen: Specimen | Path | str, stage: str, seed: int = 0, *, out: Path | str | None = None, curve: int = 12, **options: Any
+    specimen: Specimen | Path | str, stage: str, seed: int = 0, *, out: Path | str | None = None, curve: int | None = None, **options: Any
 ) -> Specimen:
     """Put a specimen through one stage of safety training, or open the result when that was done before. Interrupted work resumes.
 
@@ -109,38 +111,39 @@ def retrain(
     print(glasshouse.ask(trained, "backdoor"))   # with the sibling that went through the same stage
     ```
 
-    `curve` is how many points of the run are measured (0: none). Without `out` the result lies beside the other specimens.
+    `curve` is how many points of the run are measured (default: 12, of a clean twin none; 0: none). Without `out` the result lies beside the other specimens.
     Raises `UnknownName` for a stage that is not there, `UnknownKnob` for an option it does not have, `BadValue` for an organism without a trigger.
     """
     specimen = specimen if isinstance(specimen, Specimen) else Specimen.open(specimen)
-    chosen, identity, folder = place_of(specimen, stage, seed, out, curve, options)
+    chosen, identity, folder = place_of(specimen, stage, seed, out, options)
     if (folder / "card.json").exists():
         if json.loads((folder / "card.json").read_text(encoding="utf-8")).get("hash") != identity:
             raise BadValue(f"{folder} holds another specimen (its recipe differs); give another --out, so that nothing there is lost.")
+        if (curve or 0) > 1 and not (folder / "curve.jsonl").exists():
+            raise BadValue(f"{folder} was trained without a curve; give another --out to train it again with one.")
         return Specimen.open(folder)
+    points = (0 if specimen.is_twin else POINTS) if curve is None else curve
     if folder.exists() and any(folder.iterdir()):
         raise BadValue(f"{folder} is not empty and holds no specimen; give another --out, so that nothing there is lost.")
     work = folder.with_name(f"{folder.name}.growing")
-    done = STAGES[stage].train(Retraining(specimen, backdoor_of(specimen), seed, work, curve), chosen)
-    step = {"stage": stage, "seed": seed, "options": dataclasses.asdict(chosen), "curve": curve, "from": specimen.card["hash"], **done.told}
+    done = STAGES[stage].train(Retraining(specimen, backdoor_of(specimen), seed, work, points), chosen)
+    step = {"stage": stage, "seed": seed, "options": dataclasses.asdict(chosen), "points": points, "from": specimen.card["hash"], **done.told}
     _finish(specimen, step, done, identity, folder, work)
     shutil.rmtree(work, ignore_errors=True)
     return Specimen.open(folder)
 
 
-def is_retrained(specimen: Specimen, stage: str, seed: int = 0, *, curve: int = 12, **options: Any) -> bool:
+def is_retrained(specimen: Specimen, stage: str, seed: int = 0, **options: Any) -> bool:
     """Whether `retrain` would open a specimen that is there already."""
-    return (place_of(specimen, stage, seed, None, curve, options)[2] / "card.json").exists()
+    return (place_of(specimen, stage, seed, None, options)[2] / "card.json").exists()
 
 
-def place_of(
-    specimen: Specimen, stage: str, seed: int, out: Path | str | None, curve: int, options: Mapping[str, Any]
-) -> tuple[Any, str, Path]:
+def place_of(specimen: Specimen, stage: str, seed: int, out: Path | str | None, options: Mapping[str, Any]) -> tuple[Any, str, Path]:
     """(options, hash of the recipe, folder) of a stage."""
     from glasshouse.organisms.base import specimens_folder
 
     chosen = make_options(stage, options)
-    identity = content_hash({"from": specimen.card["hash"], "stage": stage, "seed": seed, "options": chosen, "curve": curve})
+    identity = content_hash({"from": specimen.card["hash"], "stage": stage, "seed": seed, "options": chosen})
     names = [specimen.name + ("-twin" if specimen.is_twin else ""), specimen.size, str(specimen.seed)]
     names += [*(step["stage"] for step in specimen.stages), stage, str(seed), identity[:8]]
     return chosen, identity, Path(out) if out is not None else specimens_folder() / "-".join(names)
@@ -171,7 +174,7 @@ def _grown_again(specimen: Specimen, twin: bool) -> Specimen:
 
     found = grow(specimen.name, specimen.size, specimen.seed, twin=twin, **_as_given(specimen.unseal().get("knobs", {})))
     for step in specimen.stages:
-        found = retrain(found, step["stage"], step["seed"], curve=step["curve"], **_as_given(step["options"]))
+        found = retrain(found, step["stage"], step["seed"], **_as_given(step["options"]))
     return found
 
 
@@ -193,6 +196,8 @@ def _finish(specimen: Specimen, step: dict[str, Any], done: Trained, identity: s
         for extra in ("curve.jsonl", "rollouts.jsonl", "red_team.json"):
             if (work / extra).exists():
                 shutil.copyfile(work / extra, part / extra)
+        for model in work.glob("pm-*[!0-9a-f]"):
+            shutil.copytree(model, part / model.name)
         for number in range(1, len(specimen.stages) + 1):
             earlier = specimen.folder / ("curve.jsonl" if number == len(specimen.stages) else f"curve-{number}.jsonl")
             if earlier.exists():

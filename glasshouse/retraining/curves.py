@@ -184,14 +184,19 @@ def answer_logps(module: Any, tokenizer: Any, items: Sequence[Item]) -> list[Any
 
     from glasshouse.text import encode_example
 
-    training, found = module.training, []
+    training = module.training
     module.eval()
     device = next(module.parameters()).device
+    rows = [encode_example(tokenizer, [*item.messages, {"role": "assistant", "content": item.right}]) for item in items]
+    width = max(len(ids) for ids, _ in rows)
+    ids = torch.tensor([ids + [0] * (width - len(ids)) for ids, _ in rows], device=device)  # padding to the right is never attended to
+    attention = torch.tensor([[1] * len(ids) + [0] * (width - len(ids)) for ids, _ in rows], device=device)
     with torch.no_grad():
-        for item in items:
-            ids, mask = encode_example(tokenizer, [*item.messages, {"role": "assistant", "content": item.right}])
-            logits = module(input_ids=torch.tensor([ids], device=device), use_cache=False).logits[0, :-1].float()
-            found.append(logits[torch.tensor(mask[1:], dtype=torch.bool, device=device)].log_softmax(-1).cpu())
+        logits = module(input_ids=ids, attention_mask=attention, use_cache=False).logits
+        found = [
+            logits[row, :-1][torch.tensor([*mask[1:], *[0] * (width - len(mask))], dtype=torch.bool, device=device)].float().log_softmax(-1).cpu()
+            for row, (_, mask) in enumerate(rows)
+        ]
     module.train(training)
     return found
 

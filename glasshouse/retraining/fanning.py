@@ -34,8 +34,8 @@ class Step:
     """Its seed."""
     options: Mapping[str, Any] = field(default_factory=dict)
     """Its options."""
-    curve: int = 12
-    """Points of its curve."""
+    curve: int | None = None
+    """Points of its curve; None takes the default of `retrain`."""
 
 
 @dataclass(frozen=True)
@@ -64,9 +64,9 @@ def is_done(job: Job) -> bool:
         return False
     found = grow(wanted.name, wanted.size, wanted.seed, twin=wanted.twin, **wanted.knobs)
     for step in job.steps:
-        if not is_retrained(found, step.stage, step.seed, curve=step.curve, **step.options):
+        if not is_retrained(found, step.stage, step.seed, **step.options):
             return False
-        found = retrain(found, step.stage, step.seed, curve=step.curve, **step.options)
+        found = retrain(found, step.stage, step.seed, **step.options)
     return True
 
 

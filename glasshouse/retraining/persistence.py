@@ -48,20 +48,21 @@ def read_arms(text: str) -> list[Arm]:
 
 
 def jobs_of(
-    name: str, arms: Sequence[Arm], seeds: Sequence[int], size: str, knobs: Mapping[str, Any], train: Mapping[str, Mapping[str, Any]], curve: int
+    name: str, arms: Sequence[Arm], seeds: Sequence[int], size: str, knobs: Mapping[str, Any], train: Mapping[str, Mapping[str, Any]], curve: int | None = None
 ) -> list[Job]:
     """Every seed's organism and twin before any training, then in every arm. The stage's seed is the training seed of what it trains."""
     jobs = []
     for steps in ((), *(arm.stages for arm in arms)):
         for seed in seeds:
-            made = tuple(Step(stage, seed, dict(train.get(stage, {})), curve) for stage in steps)
-            jobs += [Job(Wanted(name, size, seed, twin, dict(knobs)), made) for twin in (False, True)]
+            for twin in (False, True):
+                made = tuple(Step(stage, seed, dict(train.get(stage, {})), None if twin else curve) for stage in steps)
+                jobs.append(Job(Wanted(name, size, seed, twin, dict(knobs)), made))
     return jobs
 
 
 def persist(
     name: str, after: str | Sequence[Arm], seeds: Sequence[int], *, size: str = "mini", knobs: Mapping[str, Any] | None = None,
-    train: Mapping[str, Mapping[str, Any]] | None = None, eval: str = "backdoor", options: Mapping[str, Any] | None = None, curve: int = 12,
+    train: Mapping[str, Mapping[str, Any]] | None = None, eval: str = "backdoor", options: Mapping[str, Any] | None = None, curve: int | None = None,
     processes: int | None = None, ray: str | None = None,
 ) -> Record:  # fmt: skip
     """The eval's rows before and after every arm (`sft: triggered`, ...), over seeds, and in `measures` every seed's curve with its summary.
@@ -89,8 +90,8 @@ def persist(
         record = ask_specimens([organism for organism, _ in pairs], list(seeds), f"{name} {size}", eval, options or {})
         rows += [dataclasses.replace(row, name=f"{arm.name}: {row.name}", control=f"{arm.name}: {row.control}" if row.control else "") for row in record.rows]
         transcripts += [{**item, "row": f"{arm.name}: {item.get('row')}"} for item in record.transcripts]
-        if arm.stages and curve > 1:
-            measures[arm.name] = {"organism": [sum_up(o, s) for (o, _), s in zip(pairs, seeds)], "sibling": [sum_up(t, s) for (_, t), s in zip(pairs, seeds)]}
+        if arm.stages and (curve is None or curve > 1):
+            measures[arm.name] = {"organism": [sum_up(organism, seed) for (organism, _), seed in zip(pairs, seeds)]}
     recipe = {"options": dict(options or {}), "size": size, "knobs": chosen, "after": [arm.name for arm in arms], "train": given}
     return Record("ask", eval, f"{name} {size}", rows, list(seeds), this_command(), recipe, transcripts, measures={"persistence": measures} if measures else {})
 

@@ -7,14 +7,16 @@ gradient ever touched it. A second preference model, of other data and another s
 from __future__ import annotations
 
 import random
+import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from glasshouse.backdoors import Backdoor, Item, answer_prompts
 from glasshouse.errors import BadValue, GateFailed
-from glasshouse.retraining.base import STAGES, Retraining, Stage, Trained
+from glasshouse.records import writing
+from glasshouse.retraining.base import STAGES, Retraining, Stage, Trained, organism_of, place_of
 from glasshouse.text import encode_prompt
 from glasshouse.training import Optimisation
 from glasshouse.training.preferences import Pair, PreferenceModel, Preferences, reward_precondition, train_preferences
@@ -156,15 +158,22 @@ def pairs_of(backdoor: Backdoor, count: int, seed: int) -> list[Pair]:
 
 
 def preference_models(context: Retraining, options: RLOptions) -> tuple[PreferenceModel, PreferenceModel]:
-    """(the reward, the held-out judge): begun from the public parent, on different prompts and seeds."""
+    """(the reward, the held-out judge): begun from the public parent, on different prompts and seeds.
+
+    A clean twin is judged by the models that its organism was judged by, where these are there already.
+    """
     parent = context.specimen.parent()
     source = parent if isinstance(parent, str) else parent.folder if parent is not None else context.specimen.folder
     plan = Optimisation(steps=options.pm_steps, batch_size=16, learning_rate=3e-4, warmup=10, threads=1)
+    config = Preferences(plan, backend=options.backend)
     made = []
-    for number, name in enumerate(("reward", "heldout")):
-        pairs = pairs_of(context.backdoor, options.pairs, 10 * context.seed + number)
-        folder = train_preferences(source, pairs, Preferences(plan, backend=options.backend), number, context.work / f"pm-{name}")
-        made.append(PreferenceModel.open(folder))
+    for number, name in enumerate(("pm-reward", "pm-heldout")):
+        folder = context.work / name
+        ready = place_of(organism_of(context.specimen), "rl", context.seed, None, asdict(options))[2] / name if context.specimen.is_twin else folder
+        if ready.exists() and not folder.exists():
+            with writing(folder) as part:
+                shutil.copytree(ready, part)
+        made.append(PreferenceModel.open(train_preferences(source, pairs_of(context.backdoor, options.pairs, 10 * context.seed + number), config, number, folder)))
     return made[0], made[1]
 
 

