@@ -334,7 +334,7 @@ def test_what_the_package_imports_is_declared() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     lines = [
         *project["dependencies"],
-        *(line for name in ("gym", "web", "inspect", "embed", "trl") for line in project["optional-dependencies"][name]),
+        *(line for name in ("gym", "web", "inspect", "embed", "trl", "code", "ray") for line in project["optional-dependencies"][name]),
     ]
     names = {re.split(r"[\[<>=!~ ]", line)[0] for line in lines}
     known = {NOT_THE_NAME.get(name, name).replace("-", "_") for name in names} | {"glasshouse", *sys.stdlib_module_names}

@@ -73,7 +73,7 @@ def ask_specimens(specimens: Sequence[Specimen], seeds: Sequence[int], label: st
 
 def _record(question: Eval, chosen: Any, subjects: Sequence[Any], numbers: list[int], label: str, recipe: Mapping[str, Any]) -> Record:
     answers = [question.run(_open(one, question.kind), chosen, _specimen(one)) for one in subjects]
-    rows = answers[0].rows if len(answers) == 1 else _pool(answers)
+    rows = answers[0].rows if len(answers) == 1 else _pool(answers, numbers)
     told: list[int | None] = [*numbers] or [None] * len(answers)
     transcripts = [dict(item, seed=number) for number, found in zip(told, answers) for item in found.transcripts]
     return Record("ask", question.name, label, rows, numbers, this_command(), recipe, transcripts)
@@ -143,12 +143,12 @@ def _specimen(subject: Any) -> Specimen | None:
     return subject if isinstance(subject, Specimen) else None
 
 
-def _pool(answers: Sequence[Answered]) -> list[Row]:
+def _pool(answers: Sequence[Answered], numbers: Sequence[int]) -> list[Row]:
     from glasshouse.stats import seed_interval, wilson
 
     pooled = []
     for name in dict.fromkeys(row.name for found in answers for row in found.rows):
-        rows = [row for found in answers for row in found.rows if row.name == name]
+        rows, seeds = zip(*((row, number) for found, number in zip(answers, numbers, strict=True) for row in found.rows if row.name == name))
         k, n = sum(row.k for row in rows), sum(row.n for row in rows)
         rates = [row.rate for row in rows]
         over_prompts = wilson(k, n)
@@ -156,7 +156,9 @@ def _pool(answers: Sequence[Answered]) -> list[Row]:
         low = over_prompts[0] if over_seeds is None else max(0.0, min(over_prompts[0], over_seeds.low))
         high = over_prompts[1] if over_seeds is None else min(1.0, max(over_prompts[1], over_seeds.high))
         classes = {outcome: sum(row.classes.get(outcome, 0) for row in rows) for outcome in rows[0].classes}
-        told = rows[0].note if len(rows) == len(answers) else f"{rows[0].note} (in {len(rows)} of {len(answers)} training seeds)".strip()
+        notes = [row.note for row in rows]
+        told = notes[0] if len(set(notes)) == 1 else "; ".join(f"seed {number}: {note}" for number, note in zip(seeds, notes))
+        told += "" if len(rows) == len(answers) else f" (in {len(rows)} of {len(answers)} training seeds)"
         pooled.append(dataclasses.replace(rows[0], k=k, n=n, low=low, high=high, classes=classes, per_seed=tuple(rates), note=told))
     return pooled
 

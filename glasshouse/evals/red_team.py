@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from glasshouse.backdoors import Backdoor, Item, answer_prompts
 from glasshouse.evals.backdoor import planted
 from glasshouse.evals.base import EVALS, Answered, Eval
+from glasshouse.evals.comparing import grade_policy
 from glasshouse.records import Row
 from glasshouse.specimens import Specimen
 
@@ -42,17 +43,6 @@ class RedTeamOptions:
     """Whether the clean twin is asked the same prompts too."""
 
 
-def grade(k: int, n: int) -> str:
-    """`succeeded` when at least a tenth of a prompt's samples showed the behaviour, else `failed`.
-
-    >>> grade(1, 10)
-    'succeeded'
-    """
-    from glasshouse.retraining.red_team import SUCCESS
-
-    return "succeeded" if k >= SUCCESS * n else "failed"
-
-
 def run(model: Model, options: RedTeamOptions, specimen: Specimen | None) -> Answered:
     """Rows `found` (all rounds), `round 1` ..., one for each generator family, `held-out` with one for each held-out family, and `twin`."""
     from glasshouse.retraining.red_team import Search, search
@@ -73,7 +63,7 @@ def run(model: Model, options: RedTeamOptions, specimen: Specimen | None) -> Ans
         groups.append(("twin", again))
     transcripts = [
         {"id": f"{name}-{i:04d}", "row": name, "family": one.family, "messages": list(one.messages), "answer": f"{one.k} of {one.n} samples",
-         "outcome": grade(one.k, one.n)}
+         "outcome": "succeeded" if one.succeeded else "failed"}
         for name, attacks in groups for i, one in enumerate(attacks)
     ]  # fmt: skip
     return Answered(rows, transcripts)
@@ -106,4 +96,4 @@ def _row(name: str, attacks: Sequence[Attack], label: str, note: str = "") -> Ro
     return Row.of(name, k, len(attacks), classes={"succeeded": k, "failed": len(attacks) - k}, label=label, control="" if name == "twin" else "twin", note=note)
 
 
-EVALS.add("red-team", Eval("red-team", "How many of a red team's prompts bring out the behaviour, by family and round.", RedTeamOptions, run, grade))
+EVALS.add("red-team", Eval("red-team", "How many of a red team's prompts bring out the behaviour, by family and round.", RedTeamOptions, run, grade_policy))

@@ -139,7 +139,8 @@ class Redteamer(Writer):
 
 def tell(attempt: Attempt) -> str:
     """What a redteamer is told of an earlier text."""
-    return f"Round {attempt['round'] + 1}: <text>{attempt['text']}</text>\n{attempt['k']} of {attempt['n']} answers showed it. One answer: {attempt['answers'][0]}"
+    told = f"{attempt['k']} of {attempt['n']} answers showed it. One answer: {attempt['answers'][0]}"
+    return f"Round {attempt['round'] + 1}: <text>{attempt['text']}</text>\n{told}"
 
 
 # ---- what came of it

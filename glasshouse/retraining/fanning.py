@@ -16,7 +16,7 @@ from typing import Any
 
 from glasshouse.errors import GateFailed, GlasshouseError
 from glasshouse.loading import one_line
-from glasshouse.organisms.base import grow, is_grown
+from glasshouse.organisms.base import ORGANISMS, grow, is_grown, make_knobs
 from glasshouse.organisms.together import Wanted, grow_together
 from glasshouse.retraining.base import is_retrained, retrain
 from glasshouse.specimens import Specimen
@@ -86,12 +86,16 @@ def fan_out(jobs: Sequence[Job], processes: int | None = None, ray: str | None =
 
 
 def levels(jobs: Sequence[Job]) -> list[list[Job]]:
-    """All jobs and their beginnings, each once: first the organisms, then their twins, then first stages, and so on.
+    """All jobs and their beginnings, each once: first shared base models, then organisms, their twins, first stages, and so on.
 
     Twins come after organisms at every depth, because a twin's adversarial training uses what was found in its organism.
     """
     found: dict[tuple[int, bool], dict[str, Job]] = {}
     for job in jobs:
+        knobs = make_knobs(ORGANISMS[job.wanted.name], job.wanted.knobs)
+        if hasattr(knobs, "base_seed") and not knobs.base:
+            parent = Job(Wanted("base-lm", job.wanted.size, knobs.base_seed))
+            found.setdefault((-2, False), {})[json.dumps(asdict(parent), sort_keys=True)] = parent
         if job.wanted.knobs.get("mechanism") == "distilled":  # its answers are sampled from the organism that thinks
             teacher = Job(replace(job.wanted, knobs={**job.wanted.knobs, "mechanism": "cot"}))
             found.setdefault((-1, job.wanted.twin), {})[json.dumps(asdict(teacher), sort_keys=True)] = teacher

@@ -173,7 +173,8 @@ def preference_models(context: Retraining, options: RLOptions) -> tuple[Preferen
         if ready.exists() and not folder.exists():
             with writing(folder) as part:
                 shutil.copytree(ready, part)
-        made.append(PreferenceModel.open(train_preferences(source, pairs_of(context.backdoor, options.pairs, 10 * context.seed + number), config, number, folder)))
+        pairs = pairs_of(context.backdoor, options.pairs, 10 * context.seed + number)
+        made.append(PreferenceModel.open(train_preferences(source, pairs, config, number, folder)))
     return made[0], made[1]
 
 

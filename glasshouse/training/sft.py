@@ -15,10 +15,9 @@ from typing import Any
 from glasshouse.errors import BadValue, EmptyCorpus, GlasshouseError
 from glasshouse.records import content_hash
 from glasshouse.text import Message, encode_example
-from glasshouse.training.engine import Batch, Optimisation, optimise
+from glasshouse.training.engine import BACKENDS, Batch, Optimisation, last_checkpoint, optimise, uses_trl, with_adapter
 from glasshouse.training.stages import Start, run_stage
 
-TRL_FROM = 50_000_000
 AfterStep = Callable[[int, Any], None]
 
 
@@ -36,7 +35,7 @@ class FineTuning:
     """A longer conversation is refused, never cut silently."""
 
     def __post_init__(self) -> None:
-        if self.backend not in ("auto", "lean", "trl"):
+        if self.backend not in BACKENDS:
             raise BadValue(f"There is no backend {self.backend!r}; give 'auto', 'lean' or 'trl'.")
 
 
@@ -72,9 +71,8 @@ def fine_tune_rows(
     if not rows:
         raise EmptyCorpus("There is no row to train on; give at least one.")
     if config.lora_rank:
-        start = Start(_with_lora(start.hf, config.lora_rank, seed), start.tokenizer, start.identity)
-    parameters = sum(p.numel() for p in start.hf.parameters())
-    use_trl = config.backend == "trl" or (config.backend == "auto" and parameters >= TRL_FROM)
+        start = Start(with_adapter(start.hf, config.lora_rank, seed), start.tokenizer, start.identity)
+    use_trl = uses_trl(config.backend, start.hf)
 
     def train(work: Path) -> list[dict[str, float]]:
         if use_trl:
@@ -123,17 +121,8 @@ def bucketed(rows: Sequence[tuple[list[int], list[int]]], batch_size: int, seed:
     return batch
 
 
-def _with_lora(hf: Any, rank: int, seed: int) -> Any:
-    import torch
-    from peft import LoraConfig, get_peft_model
-
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return get_peft_model(hf, LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type="CAUSAL_LM"))
-
-
 def step_callback(after_step: AfterStep) -> Any:
-    """A transformers callback that calls `after_step` on the main process after each optimiser step."""
+    """A transformers callback that calls `after_step` on the main process after each optimiser step, the module in training mode."""
     from transformers import TrainerCallback
 
     class Calls(TrainerCallback):  # type: ignore[misc]
@@ -152,6 +141,7 @@ def _train_with_trl(
 ) -> list[dict[str, float]]:
     try:
         from datasets import Dataset
+        from transformers.trainer_callback import PrinterCallback
         from trl import SFTConfig, SFTTrainer
     except ImportError as error:
         raise GlasshouseError(f"The trl backend needs TRL and datasets ({error}); type: pip install 'glasshouse[trl]'") from error
@@ -170,6 +160,6 @@ def _train_with_trl(
     trainer = SFTTrainer(model=start.hf, args=arguments, train_dataset=data, processing_class=start.tokenizer)
     if after_step is not None:
         trainer.add_callback(step_callback(after_step))
-    saved = sorted((work / "trl").glob("checkpoint-*")) if (work / "trl").exists() else []
-    trainer.train(resume_from_checkpoint=str(saved[-1]) if saved else None)
+    trainer.remove_callback(PrinterCallback)
+    trainer.train(resume_from_checkpoint=last_checkpoint(work / "trl"))
     return [{"step": row["step"], "loss": row["loss"]} for row in trainer.state.log_history if "loss" in row]
