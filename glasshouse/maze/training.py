@@ -467,11 +467,11 @@ def _finish(job: Job, learner: Learner, curve: list[dict[str, float]], seconds: 
 
 PRESETS: dict[str, Recipe] = {
     "nano": Recipe(
-        PolicyConfig(SIZES["mini"], world=7, pixels=14),
+        PolicyConfig(SIZES["nano"], world=7, pixels=14, palette=False),
         ppo=PPO(
-            region=3, steps=1_200_000, num_envs=128, num_steps=64, epochs=2, minibatches=8, gamma=0.99, learning_rate=1e-3, timeout=60, device="cpu"
+            region=3, steps=1_800_000, num_envs=128, num_steps=64, epochs=3, minibatches=8, gamma=0.97, learning_rate=2e-3, timeout=60, device="cpu"
         ),
-        about="7x7 mazes, PPO alone.",
+        about="7x7 mazes of one floor colour, PPO alone.",
     ),
     "mini": Recipe(
         PolicyConfig(SIZES["mini"], world=13, pixels=26),

@@ -168,6 +168,8 @@ def _run_on_ray(jobs: Sequence[Job], address: str) -> None:
     try:
         task = ray.remote(num_cpus=1)(_run_quietly)
         _raise_first([text for text in ray.get([task.remote(asdict(job)) for job in jobs]) if text])
+    except ray.exceptions.RayError as error:
+        raise GlasshouseError(f"A worker of the Ray cluster failed ({one_line(error)}); give the command again to go on from there.") from error
     finally:
         if started:
             ray.shutdown()
