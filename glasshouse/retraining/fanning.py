@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -156,6 +157,7 @@ def _run_on_ray(jobs: Sequence[Job], address: str) -> None:
         raise GlasshouseError("Running over a cluster needs Ray; type: pip install 'glasshouse[ray]'") from error
     from glasshouse.organisms.base import specimens_folder
 
+    _reach(address)
     home = str(specimens_folder().resolve().parent)
     started = not ray.is_initialized()
     if started:
@@ -173,6 +175,17 @@ def _run_on_ray(jobs: Sequence[Job], address: str) -> None:
     finally:
         if started:
             ray.shutdown()
+
+
+def _reach(address: str) -> None:
+    """Raise `GlasshouseError` when nothing listens at `host:port`: Ray itself tries for two minutes, then ends the program."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdigit():
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=5).close()
+    except (OSError, OverflowError) as error:
+        raise GlasshouseError(f"There is no Ray cluster at {address!r} ({one_line(error)}). Give its address, auto, or local.") from error
 
 
 def _run_quietly(body: Mapping[str, Any]) -> str:
