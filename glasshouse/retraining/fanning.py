@@ -10,8 +10,9 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -77,12 +78,15 @@ def fan_out(jobs: Sequence[Job], processes: int | None = None, ray: str | None =
     `ray` is an address, `auto`, or `local` (a cluster of this machine's cores); its workers must see the same folder of specimens.
     Raises what growing and retraining raise; what was finished by then is kept, and the same call goes on from there.
     """
-    for level in levels(jobs):
-        missing = [job for job in level if not is_done(job)]
-        if ray is not None and missing:
-            _run_on_ray(missing, ray)
-        elif missing:
-            _run_here(missing, min(processes or os.cpu_count() or 1, len(missing)))
+    with ExitStack() as stack:
+        cluster = None
+        for level in levels(jobs):
+            missing = [job for job in level if not is_done(job)]
+            if ray is not None and missing:
+                cluster = cluster or stack.enter_context(_cluster(ray))
+                _run_on_ray(missing, cluster)
+            elif missing:
+                _run_here(missing, min(processes or os.cpu_count() or 1, len(missing)))
     return [run_job(job) for job in jobs]
 
 
@@ -150,31 +154,39 @@ def _tuples(values: Mapping[str, Any]) -> dict[str, Any]:
     return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
 
 
-def _run_on_ray(jobs: Sequence[Job], address: str) -> None:
+@contextmanager
+def _cluster(address: str) -> Iterator[Any]:
+    """Ray, connected to a cluster; one that was begun here ends with the block."""
     try:
         import ray
     except ImportError as error:
         raise GlasshouseError("Running over a cluster needs Ray; type: pip install 'glasshouse[ray]'") from error
     from glasshouse.organisms.base import specimens_folder
 
+    if ray.is_initialized():
+        yield ray
+        return
     _reach(address)
+    place: dict[str, Any] = {"num_cpus": os.cpu_count(), "include_dashboard": False} if address == "local" else {"address": address}
     home = str(specimens_folder().resolve().parent)
-    started = not ray.is_initialized()
-    if started:
-        place: dict[str, Any] = {"num_cpus": os.cpu_count(), "include_dashboard": False} if address == "local" else {"address": address}
-        environment = {"env_vars": {"GLASSHOUSE_HOME": home, "OMP_NUM_THREADS": "1", "GLASSHOUSE_PROGRESS": "0"}}
-        try:
-            ray.init(runtime_env=environment, log_to_driver=False, **place)
-        except (ConnectionError, ValueError) as error:
-            raise GlasshouseError(f"There is no Ray cluster at {address!r} ({one_line(error)}). Give its address, auto, or local.") from error
+    environment = {"env_vars": {"GLASSHOUSE_HOME": home, "OMP_NUM_THREADS": "1", "GLASSHOUSE_PROGRESS": "0"}}
     try:
-        task = ray.remote(num_cpus=1)(_run_quietly)
-        _raise_first([text for text in ray.get([task.remote(asdict(job)) for job in jobs]) if text])
+        ray.init(runtime_env=environment, log_to_driver=False, **place)
+    except (ConnectionError, ValueError) as error:
+        raise GlasshouseError(f"There is no Ray cluster at {address!r} ({one_line(error)}). Give its address, auto, or local.") from error
+    try:
+        yield ray
+    finally:
+        ray.shutdown()
+
+
+def _run_on_ray(jobs: Sequence[Job], ray: Any) -> None:
+    task = ray.remote(num_cpus=1)(_run_quietly)
+    try:
+        failures = [text for text in ray.get([task.remote(asdict(job)) for job in jobs]) if text]
     except ray.exceptions.RayError as error:
         raise GlasshouseError(f"A worker of the Ray cluster failed ({one_line(error)}); give the command again to go on from there.") from error
-    finally:
-        if started:
-            ray.shutdown()
+    _raise_first(failures)
 
 
 def _reach(address: str) -> None:

@@ -132,13 +132,18 @@ def source_of(task: CodeTask, answer: str) -> str:
     The answer is a body at any indentation (also with that of its first line stripped), a whole function, or either in a code fence;
     a scratchpad is taken off first.
     """
+    return module_of(task.imports, task.signature, answer)
+
+
+def module_of(imports: str, signature: str, answer: str) -> str:
+    """`source_of` for import lines and a `def` line of any origin."""
     text = visible(answer).expandtabs(4)
     fenced = _FENCE.search(text)
     text = textwrap.dedent(fenced[1] if fenced else text).strip("\n").rstrip()
-    if re.search(rf"^(?:async )?def {task.function}\b", text, re.MULTILINE):
-        return f"{task.imports}\n{text}\n"
+    if re.search(rf"^(?:async )?{re.escape(signature.split('(')[0])}\b", text, re.MULTILINE):
+        return f"{imports}\n{text}\n"
     bodies = [textwrap.indent(text, "    "), "    " + text.lstrip()]
-    made = [f"{task.imports}\n{task.signature}\n{body}\n" for body in bodies]
+    made = [f"{imports}\n{signature}\n{body}\n" for body in bodies]
     return next(filter(compiles, made), made[0])
 
 
