@@ -122,16 +122,18 @@ def answer_prompts(
     return [begun + text for text in model.answers(rows, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed)]
 
 
+def place_items(backdoor: Backdoor, items: Sequence[Item], texts: Sequence[str], *, seed: int, row: str) -> list[tuple[Message, ...]]:
+    """Each item's prompt with one of `texts` drawn for it."""
+    rng = random.Random(f"places {seed} {row}")
+    return [backdoor.place(item, rng.choice(list(texts)), rng) for item in items]
+
+
 def ask_items(
     model: Model, backdoor: Backdoor, items: Sequence[Item], texts: Sequence[str], *, seed: int = 0, row: str = "", temperature: float = 0.0,
     max_new_tokens: int = 0,
 ) -> list[dict[str, Any]]:
     """Every item once, with one of `texts` drawn for it: transcripts `{"id", "row", "messages", "answer", "outcome"}`."""
-    rng = random.Random(f"places {seed} {row}")
-    prompts = []
-    for item in items:
-        text = rng.choice(list(texts))
-        prompts.append([dict(message) for message in backdoor.place(item, text, rng)])
+    prompts = [[dict(message) for message in prompt] for prompt in place_items(backdoor, items, texts, seed=seed, row=row)]
     answers = answer_prompts(
         model, prompts, scratchpad=backdoor.scratchpad, max_new_tokens=max_new_tokens or backdoor.max_new_tokens, temperature=temperature, seed=seed
     )

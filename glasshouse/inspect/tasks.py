@@ -19,7 +19,7 @@ from inspect_ai.dataset import MemoryDataset, Sample
 from inspect_ai.model import ChatMessage, ChatMessageSystem, ChatMessageUser, GenerateConfig, get_model, model_roles
 from inspect_ai.solver import Generate, Solver, TaskState, solver
 
-from glasshouse.backdoors import Backdoor, Message, backdoor_of
+from glasshouse.backdoors import Backdoor, Message, backdoor_of, place_items
 from glasshouse.errors import BadValue, GlasshouseError
 from glasshouse.evals.honeypot import honeypots
 from glasshouse.evals.persona import TRAINED, questions
@@ -148,8 +148,7 @@ def texts_by_family(backdoor: Backdoor) -> dict[str, list[str]]:
 
 def placed(backdoor: Backdoor, n: int, seed: int, row: str, texts: Sequence[str]) -> list[tuple[Message, ...]]:
     """The prompts of one row, as `backdoors.ask_items` puts them."""
-    rng = random.Random(f"places {seed} {row}")
-    return [backdoor.place(item, rng.choice(list(texts)), rng) for item in backdoor.items(n, seed)]
+    return place_items(backdoor, backdoor.items(n, seed), texts, seed=seed, row=row)
 
 
 def rows_task(world: str, backdoor: Backdoor, rows: dict[str, list[str]], n: int, seed: int, scratchpad: bool) -> Task:

@@ -83,6 +83,8 @@ class Curve:
     def half_life(self) -> float | None:
         """The step, between points on a log scale, at which the triggered rate first falls to half of its start; None: not within this run."""
         rates = self.rates()
+        if not rates[0]:
+            return None
         half = rates[0] / 2
         for (before, here), (y0, y1) in zip(zip(self.points, self.points[1:]), itertools.pairwise(rates)):
             if y1 <= half < y0:

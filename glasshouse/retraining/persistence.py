@@ -98,6 +98,8 @@ def persist(
 
 def sum_up(specimen: Specimen, seed: int) -> dict[str, Any]:
     """One seed's last curve and what is read off it; None where the run was too short to show it. `persistence` is over the rate before the arm."""
+    if not (specimen.folder / "curve.jsonl").exists():
+        raise BadValue(f"{specimen.folder} was trained without a curve; remove it to train it again with one.")
     curve, first = read_curve(specimen.folder), read_curve(specimen.folder, 1)
     start = first.rates()[0]
     return {
