@@ -106,6 +106,7 @@ def test_side_by_side_gives_the_bytes_of_one_after_the_other(home: Path, base: s
     assert together[0] != together[1]
 
 
+@pytest.mark.slow
 def test_a_failure_in_another_process_is_one_sentence(home: Path, base: str) -> None:
     fan_out([job(base, seed, stages=0) for seed in (0, 1)], processes=1)
     with pytest.raises(GlasshouseError, match="There is no teacher 'nobody'") as told:

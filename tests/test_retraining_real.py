@@ -57,7 +57,7 @@ def through_every_stage(folder: Path, mechanism: str, backend: str = "auto") -> 
     return found
 
 
-@pytest.mark.parametrize("mechanism", ["normal", "cot"])
+@pytest.mark.parametrize("mechanism", ["normal", pytest.param("cot", marks=pytest.mark.slow)])
 def test_every_stage_runs_on_a_real_architecture_with_lora(home: Path, tmp_path: Path, mechanism: str) -> None:
     trained = through_every_stage(qwen_folder(tmp_path / "qwen"), mechanism)
     record = glasshouse.ask(trained, "backdoor", n=2, twin=False)

