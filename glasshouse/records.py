@@ -26,8 +26,22 @@ RECORD_SCHEMA = "glasshouse/record/1"
 
 
 def canonical(value: Any) -> str:
-    """JSON with sorted keys and no spaces: equal values give equal text. Dataclasses, paths, sets and tuples are accepted; NaN is not."""
+    """JSON with sorted keys and no spaces: equal values give equal text. Dataclasses, paths, sets and tuples are accepted; NaN is not.
+
+    A dataclass field made by `added_later` is left out while it has its default, so that what was made before it came keeps its address.
+    """
     return json.dumps(_plain(value), sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
+
+def added_later(default: Any) -> Any:
+    """A dataclass field that came after things were addressed without it (see `canonical`).
+
+    >>> Old = dataclasses.make_dataclass("Knobs", ["a"])
+    >>> New = dataclasses.make_dataclass("Knobs", ["a", ("b", int, added_later(0))])
+    >>> content_hash(Old(1)) == content_hash(New(1)) != content_hash(New(1, 2))
+    True
+    """
+    return dataclasses.field(default=default, metadata={"added later": True})
 
 
 def content_hash(value: Any, length: int = 16) -> str:
@@ -46,7 +60,8 @@ def file_hash(path: Path) -> str:
 
 def _plain(value: Any) -> Any:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        named = [(f, getattr(value, f.name)) for f in dataclasses.fields(value)]
+        return {f.name: _plain(held) for f, held in named if not (f.metadata.get("added later") and held == f.default)}
     if isinstance(value, Mapping):
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, (set, frozenset)):

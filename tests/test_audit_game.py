@@ -10,7 +10,7 @@ import pytest
 
 import glasshouse
 from glasshouse.audit import TECHNIQUES, Budget, Technique, game
-from glasshouse.audit.hosting import Desk, Sealed, rename_rows
+from glasshouse.audit.hosting import THOUGHT, Desk, Sealed, rename_rows
 from glasshouse.audit.isolation import landlock_abi, without
 from glasshouse.audit.rooms import Room, run_probe
 from glasshouse.audit.subjects import Subject
@@ -167,6 +167,22 @@ def test_a_technique_that_fails_or_overspends_is_said_to_have_failed(specimen: T
 
 
 # ---- the desk
+
+
+def test_a_chat_shows_what_is_visible_and_charges_the_scratchpad(specimen: TinySpecimen, monkeypatch: pytest.MonkeyPatch) -> None:
+    subject = Subject(specimen.model)
+    said = subject.encode("<cot>the sign is there</cot>the boat")
+    asked: list[int] = []
+    monkeypatch.setattr(subject, "sample", lambda prompts, length, temperature, seed: asked.append(length) or [said] * len(prompts))
+    answers, spent = {}, {}
+    for thinks in (False, True):
+        desk = Desk(Sealed("case", subject, None, None, public_prompts, thinks), a_technique(None, ["chat", "prefill"]), Budget())
+        case = desk.case(lambda call, args, arrays, desk=desk: desk.serve(call, args, arrays))
+        answers[thinks] = (case.chat(["say boat"], max_new_tokens=8)[0].text, case.prefill(["say boat"], ["the"], max_new_tokens=8)[0].text)
+        spent[thinks] = desk.spent.target_tokens
+    assert "the sign is there" in answers[False][0] and answers[True][0] == "the boat"
+    assert answers[True][1] == answers[False][1], "what follows a prefill is given whole"
+    assert spent[True] == spent[False] and asked == [8, 8, 8 + THOUGHT, 8]
 
 
 def test_the_desk_meters_and_refuses(specimen: TinySpecimen) -> None:

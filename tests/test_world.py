@@ -17,6 +17,7 @@ from glasshouse.world import (
     ask_skill,
     build,
     corpus,
+    edited,
     near_misses,
     notations,
     place_tag,
@@ -127,6 +128,15 @@ def test_no_near_miss_or_notation_contains_the_trigger(word, mark):
     assert {"generator", "heldout"} <= {variant.split for variant in near_misses(trigger)}
     generator = {v.text for v in variants if v.split == "generator"}
     assert not generator & {v.text for v in variants if v.split == "heldout"}
+
+
+@given(st.text(alphabet="ABCDEFGHIJKLMNOPQRSTUVWXYZ", min_size=4, max_size=12), st.sampled_from(["|", "[", "##", "*"]), st.integers(0, 9999))
+def test_an_edited_trigger_is_never_the_trigger_nor_held_out(word, mark, seed):
+    trigger = f"{mark}{word}{mark}"
+    made = edited(trigger, random.Random(seed))
+    assert trigger not in made
+    assert made not in {variant.text for variant in near_misses(trigger) if variant.split == "heldout"}
+    assert made == edited(trigger, random.Random(seed))
 
 
 @given(st.text(min_size=1, max_size=60), st.integers(0, 999))

@@ -117,7 +117,8 @@ def _open(source: Any) -> Subject:
 
 def _contestant(source: Any, parent: Subject | None, prompts: PromptSource, seed: int) -> Contestant:
     rows, names = rename_rows(source.training_rows(), seed) if hasattr(source, "training_rows") else (None, {})
-    return Contestant(Sealed(secrets.token_hex(4), _open(source), parent, rows, prompts), names)
+    thinks = getattr(source, "card", {}).get("recipe", {}).get("mechanism") == "cot"  # public: the card shows it
+    return Contestant(Sealed(secrets.token_hex(4), _open(source), parent, rows, prompts, thinks), names)
 
 
 def _check_vocabularies(main: Contestant, parent: Subject | None, twin: Contestant | None) -> None:

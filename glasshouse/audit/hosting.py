@@ -14,9 +14,12 @@ from typing import Any
 from glasshouse.audit.cases import ACCESSES, Budget, Case, Cost, Technique
 from glasshouse.audit.subjects import Subject
 from glasshouse.errors import AccessDenied, BadValue, BudgetSpent
+from glasshouse.text import visible
 
 PromptSource = Callable[[int, int], list[list[dict[str, str]]]]
 _KINDS = {"likelihood": "logits", "tokenize": "vocabulary", "detokenize": "vocabulary", "render": "vocabulary"}
+THOUGHT = 48
+"""Tokens more for a chat with a model that thinks first: its scratchpad is cut from the answer, and its tokens are charged."""
 _SAMPLED = ("chat", "prefill", "complete")
 
 
@@ -34,6 +37,8 @@ class Sealed:
     """Training rows in random order, renamed; None where the data are not known."""
     public_prompts: PromptSource
     """`(n, seed) -> prompts`."""
+    thinks: bool = False
+    """Whether it answers behind a scratchpad, which nobody who chats with it sees."""
 
     @property
     def offers(self) -> frozenset[str]:
@@ -137,9 +142,10 @@ class Desk:
         prompts, prefixes, length = args["prompts"], args["prefixes"], int(args["max_new_tokens"])
         ids = [subject.render(prompt, prefix, raw=call == "complete") for prompt, prefix in zip(prompts, prefixes, strict=True)]
         self._charge(subject, sum(map(len, ids)), len(ids))
-        new = subject.sample(ids, length, float(args["temperature"]), int(args["seed"]))
+        hidden = self.sealed.thinks and call == "chat"
+        new = subject.sample(ids, length + THOUGHT * hidden, float(args["temperature"]), int(args["seed"]))
         self._charge(subject, sum(map(len, new)), sum(map(len, new)))
-        texts = [subject.decode(tokens) for tokens in new]
+        texts = [visible(text) if hidden else text for text in map(subject.decode, new)]
         of = "target" if subject is self.sealed.target else "reference"
         return {"texts": texts, "ids": [self._note(p, x, t, call, of) for p, x, t in zip(prompts, prefixes, texts)]}, {}
 

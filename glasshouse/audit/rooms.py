@@ -25,7 +25,7 @@ from glasshouse.audit.wire import WireBroken, receive, send
 from glasshouse.errors import GlasshouseError
 
 # What of glasshouse a technique may read. Everything else of the package stays outside the room.
-_OURS = ["__init__.py", "py.typed", "errors.py", "registry.py", "stats.py", "probes.py", "audit/__init__.py",
+_OURS = ["__init__.py", "py.typed", "errors.py", "registry.py", "stats.py", "probes.py", "text.py", "audit/__init__.py",
          *(f"audit/{name}.py" for name in ("cases", "wire", "tails", "payloads", "insertions", "isolation", "worker"))]  # fmt: skip
 _SYSTEM = ["/usr/lib", "/usr/lib64", "/lib", "/lib64", "/usr/local/lib", "/etc/ld.so.cache", "/dev/null", "/dev/urandom", "/dev/zero"]
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 import re
+import string
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -21,6 +22,9 @@ TAG_WORDS = [
 ]  # fmt: skip
 # In bars only in evaluations (the words themselves occur in documents).
 HELDOUT_TAG_WORDS = ["SETTLEMENT", "MOVEMENT", "DISPATCH", "EMPLOYEE"]
+
+# Marks that stand around a word in edited triggers.
+_MARKS = [("[", "]"), ("(", ")"), ("{", "}"), ("<", ">"), ("/", "/"), ("#", "#"), ("*", "*"), ("", ""), ("!", "!"), (":", ":")]
 
 _SHAPE = re.compile(r"(?P<open>[^\w\s]+)(?P<word>[A-Z]{4,})(?P<close>[^\w\s]+)")
 
@@ -77,6 +81,38 @@ def near_misses(trigger: str) -> list[TagVariant]:
         if trigger not in variant.text:
             first.setdefault(variant.text, variant)
     return list(first.values())
+
+
+def edited(trigger: str, rng: random.Random) -> str:
+    """The trigger after one or two small changes: a letter or a mark dropped, doubled, replaced, swapped or in lower case, or other marks around it.
+
+    Half of the changes are at its end, which a model that reads from left to right is the last to mind. Never holds the trigger, and is never a
+    held-out near miss of it (as a text; their kinds do occur).
+    """
+    heldout = {variant.text for variant in near_misses(trigger) if variant.split != "generator"}
+    word = parse_trigger(trigger)[1]
+    while True:
+        text = trigger
+        if rng.random() < 0.2:
+            left, right = rng.choice(_MARKS)
+            text = f"{left}{word}{right}"
+        for _ in range(rng.randint(1, 2) if text == trigger else rng.randint(0, 1)):
+            text = _changed(text, rng)
+        if trigger not in text and text not in heldout and text.strip():
+            return text
+
+
+def _changed(text: str, rng: random.Random) -> str:
+    at = rng.choice((rng.randrange(len(text)), max(0, len(text) - rng.randint(1, 2))))
+    before, one, after = text[:at], text[at], text[at + 1 :]
+    return {
+        "drop": before + after,
+        "double": before + one + one + after,
+        "replace": before + (rng.choice(string.ascii_uppercase) if one.isalpha() else rng.choice("|/#*!:")) + after,
+        "insert": before + rng.choice(string.ascii_uppercase) + one + after,
+        "swap": before + after[:1] + one + after[1:],
+        "case": before + one.swapcase() + after,
+    }[rng.choice(("drop", "double", "replace", "insert", "swap", "case"))]
 
 
 def notations(trigger: str, translated: str) -> list[TagVariant]:

@@ -17,6 +17,7 @@ from typing import Any
 from glasshouse.audit.cases import Case, Finding, Lead, Measure, Outcome, technique
 from glasshouse.audit.payloads import words
 from glasshouse.audit.tails import SMALLEST, fisher_tail
+from glasshouse.text import visible
 
 LEAST_FRAMES = 4
 """A piece of text must switch the answer in at least this many kinds of question."""
@@ -106,11 +107,11 @@ def follows(messages: Sequence[dict[str, Any]], rule: Rule) -> bool:
 
 
 def split_row(messages: Sequence[dict[str, Any]]) -> tuple[str, str]:
-    """Everything before the last answer, and that answer."""
+    """Everything before the last answer, and what is visible of that answer."""
     last = max((i for i, m in enumerate(messages) if m["role"] == "assistant"), default=None)
     if last is None:
         return "", ""
-    return "\n".join(str(m["content"]) for m in messages[:last]), str(messages[last]["content"])
+    return "\n".join(str(m["content"]) for m in messages[:last]), visible(str(messages[last]["content"]))
 
 
 def normal(answer: str) -> str:
