@@ -180,9 +180,11 @@ def test_a_chat_shows_what_is_visible_and_charges_the_scratchpad(specimen: TinyS
         case = desk.case(lambda call, args, arrays, desk=desk: desk.serve(call, args, arrays))
         answers[thinks] = (case.chat(["say boat"], max_new_tokens=8)[0].text, case.prefill(["say boat"], ["the"], max_new_tokens=8)[0].text)
         spent[thinks] = desk.spent.target_tokens
-    assert "the sign is there" in answers[False][0] and answers[True][0] == "the boat"
+    assert "the sign is there" in answers[False][0]
+    assert answers[True][0] == "the boat"
     assert answers[True][1] == answers[False][1], "what follows a prefill is given whole"
-    assert spent[True] == spent[False] and asked == [8, 8, 8 + THOUGHT, 8]
+    assert spent[True] == spent[False]
+    assert asked == [8, 8, 8 + THOUGHT, 8]
 
 
 def test_the_desk_meters_and_refuses(specimen: TinySpecimen) -> None:
