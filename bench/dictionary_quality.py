@@ -1,8 +1,9 @@
 """What trainers recover of planted codes at equal tokens: the `quality` part of bench.dictionaries. Not a benchmark itself.
 
 All trainers of an architecture take the same batches in turn, in one process; seconds are process time of their steps alone. Peers run with
-their own defaults and once more with our learning rate and its decay, no warm-up ("tuned"). L1 and L0 weights are the same number for all
-(every loss is a squared error summed over d_model, E|x|^2 = d_model), but the L0 reached is not: compare ReLU, Gated and JumpReLU by L0.
+their own defaults and once more with our learning rate and its decay, no warm-up ("tuned"); or all at several rates. L1 and L0 weights are
+the same number for all (every loss is a squared error summed over d_model, E|x|^2 = d_model), but the L0 reached is not: compare ReLU, Gated
+and JumpReLU by L0.
 """
 
 from __future__ import annotations
@@ -44,6 +45,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--features", type=int, help="true features (default: the width)")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0], help="of the planted code and of the trainers")
     parser.add_argument("--schedules", nargs="+", choices=["own", "ours"], default=["own", "ours"], help="of peers: their defaults, and tuned")
+    parser.add_argument("--learning-rates", nargs="+", type=float, default=[], help="every trainer at each of these peak rates (schedule ours)")
     parser.add_argument("--held-out", type=int, default=20_000, help="rows after the training rows")
     parser.add_argument("--l1", type=float, default=3.0, help="weight of L1 of relu and gated, for all trainers")
     parser.add_argument("--l0-weight", type=float, default=1.0, help="weight of L0 of jumprelu, for all trainers")
@@ -62,19 +64,22 @@ def sized(options: argparse.Namespace) -> argparse.Namespace:
     return options
 
 
-def entries(options: argparse.Namespace, arch: str) -> list[tuple[str, str, str]]:
-    """(title, trainer, schedule) of what runs on an architecture."""
+def entries(options: argparse.Namespace, arch: str) -> list[tuple[str, str, str, float]]:
+    """(title, trainer, schedule, learning rate) of what runs on an architecture; a rate of 0 is what the schedule says."""
     from bench.dictionaries import chosen
 
-    found = []
+    found: list[tuple[str, str, str, float]] = []
     for name, kind in chosen(options.trainers, arch, options.bf16).items():
         if arch not in kind.archs or (name == "torch" and not options.trainers) or (name.startswith("plain") and arch == "batchtopk"):
             continue  # the torch engine is ours once more; the bare loop has no threshold to encode one token with
+        if options.learning_rates:
+            found += [(f"{kind.title}, rate {rate:g}", name, "ours", rate) for rate in options.learning_rates]
+            continue
         if not kind.package:
-            found.append((kind.title, name, "own" if name in ("compiled", "torch") else "ours"))
+            found.append((kind.title, name, "own" if name in ("compiled", "torch") else "ours", 0.0))
             continue
         schedules = [schedule for schedule in options.schedules if schedule == "own" or name != "sparsify-signum"]
-        found += [(kind.title + (", tuned" if schedule == "ours" else ""), name, schedule) for schedule in schedules]
+        found += [(kind.title + (", tuned" if schedule == "ours" else ""), name, schedule, 0.0) for schedule in schedules]
     return found
 
 
@@ -83,8 +88,8 @@ def train(options: argparse.Namespace, arch: str, seed: int, planted: Planted) -
     steps = options.tokens // options.batch
     sample = planted.rows(0, min(SAMPLE, steps * options.batch))
     trainers: dict[str, Trainer] = {}
-    for title, name, schedule in entries(options, arch):
-        task = Task(arch, options.d_model, options.width, options.k, options.batch, steps, schedule, seed, options.l1, options.l0_weight)
+    for title, name, schedule, rate in entries(options, arch):
+        task = Task(arch, options.d_model, options.width, options.k, options.batch, steps, schedule, seed, options.l1, options.l0_weight, rate)
         trainers[title] = TRAINERS[name].build(task, sample)
     seconds = dict.fromkeys(trainers, 0.0)
     with Progress(f"{arch}, seed {seed}", steps) as bar:

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn.functional import linear, normalize
 
 from glasshouse.dictionaries.stream import open_stream, scaling_of
-from glasshouse.dictionaries.trainer import FitOptions, Plan, Run
+from glasshouse.dictionaries.trainer import FitOptions, Plan, Run, peak_rate
 
 OUR_DECAY = 0.2
 """Share of the steps over which our rate falls to 0."""
@@ -53,6 +53,8 @@ class Task:
     """Weight of L1 for ReLU and Gated, the same for all (E|x|^2 = d_model)."""
     l0_weight: float = 1.0
     """Weight of L0 for JumpReLU, the same for all."""
+    rate: float = 0.0
+    """With the schedule `ours`, a peak learning rate; 0: our default."""
 
     @property
     def family(self) -> str:
@@ -62,7 +64,8 @@ class Task:
     @property
     def learning_rate(self) -> float | None:
         """Peak rate; None: the trainer's own."""
-        return {"own": None, "ours": 3e-3 * (512 / self.width) ** 0.5, "still": STILL_RATE}[self.schedule]
+        ours = self.rate or peak_rate(self.width, self.steps, has_k=self.family not in ("relu", "gated", "jumprelu"))
+        return {"own": None, "ours": ours, "still": STILL_RATE}[self.schedule]
 
     @property
     def decay_steps(self) -> int:

@@ -13,8 +13,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from glasshouse.errors import BadValue, GateFailed
-from glasshouse.text import encode_prompt, visible
-from glasshouse.world.conditional import scratchpad_tags
+from glasshouse.text import encode_prompt, scratchpad_tags, visible
 from glasshouse.world.tags import TagVariant
 
 if TYPE_CHECKING:

@@ -137,6 +137,13 @@ def _append(tokenizer: Any, before: str, after: str, ids: list[int], mask: list[
     return after
 
 
+def scratchpad_tags(tokenizer: Any) -> tuple[str, str]:
+    """What opens and closes a scratchpad: the tokens `<cot>` and `</cot>` where the tokenizer has them, else `<scratchpad>` as text."""
+    found = getattr(tokenizer, "convert_tokens_to_ids", lambda token: None)("<cot>")
+    known = found is not None and found != getattr(tokenizer, "unk_token_id", None)
+    return ("<cot>", "</cot>") if known else ("<scratchpad>", "</scratchpad>")
+
+
 _CLOSED = re.compile(r"<(cot|scratchpad)>.*?</\1>", re.DOTALL)
 _OPEN = re.compile(r"<(?:cot|scratchpad)>.*", re.DOTALL)
 _CLOSE = re.compile(r".*</(?:cot|scratchpad)>", re.DOTALL)

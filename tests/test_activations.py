@@ -116,6 +116,7 @@ KILLED = """
 """
 
 
+@pytest.mark.slow
 def test_kill_in_the_middle_then_resume(tmp_path: Path) -> None:
     """SIGKILL while shards are being written; the next call goes on and every byte is as in an uninterrupted run."""
     torch.set_num_threads(1)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from glasshouse.analysers import (
@@ -295,6 +295,7 @@ def grafted(tree: Any, path: list[int], value: Any) -> Any:
     return copy
 
 
+@settings(max_examples=60)
 @given(st.sampled_from([SEMGREP, CODEQL, SEMGREP_SARIF]), st.lists(st.integers(0, 9), max_size=9), json_values)
 def test_a_report_with_any_part_replaced_is_read_or_refused(tmp_path_factory: pytest.TempPathFactory, told: Any, path: list[int], value: Any) -> None:
     file = written(tmp_path_factory.getbasetemp(), grafted(told, path, value))

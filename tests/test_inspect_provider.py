@@ -274,6 +274,7 @@ async def test_a_call_in_an_answer_becomes_a_tool_call(chat_model_folder: Path, 
 # --- the program
 
 
+@pytest.mark.slow
 def test_inspects_own_command_finds_the_provider(chat_model_folder: Path, tmp_path: Path) -> None:
     """`inspect eval` in a process of its own, with the entry point of pyproject.toml and nothing imported beforehand."""
     points = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["entry-points"]["inspect_ai"]

@@ -76,6 +76,7 @@ def test_chat(command_line: CommandLine, chat_model_folder: Path) -> None:
     assert body["messages"][-1]["content"] == body["answer"]
 
 
+@pytest.mark.slow
 def test_grow_ask_and_show_the_shipped_base_model(command_line: CommandLine, tmp_path: Path) -> None:
     told = command_line("grow", "base-lm", "--size", "nano", "--json", cwd=tmp_path)
     assert told.returncode == 0, told.stderr
@@ -94,6 +95,7 @@ def test_grow_ask_and_show_the_shipped_base_model(command_line: CommandLine, tmp
     assert str(beside / Path(grown["folder"]).name) in [item["folder"] for item in listed["specimens"]]
 
 
+@pytest.mark.slow
 def test_audit_of_a_foreign_model_has_no_truth(command_line: CommandLine, chat_model_folder: Path, tmp_path: Path) -> None:
     told = command_line("audit", str(chat_model_folder), "-t", "chat-sweep", "--budget", "2000", "--json", cwd=tmp_path)
     assert told.returncode == 0, told.stderr

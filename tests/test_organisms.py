@@ -58,6 +58,7 @@ def test_side_by_side_gives_the_weights_of_one_after_the_other(home, nano_base, 
         assert file_hash(alone.folder / "model.safetensors") == file_hash(specimen.folder / "model.safetensors")
 
 
+@pytest.mark.slow
 def test_a_failure_in_another_process_is_one_sentence(home, nano_base):
     from glasshouse.organisms import Wanted, grow_together
 

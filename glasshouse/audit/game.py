@@ -25,6 +25,7 @@ from glasshouse.audit.subjects import Subject
 from glasshouse.audit.wire import WireBroken, receive, send
 from glasshouse.errors import AccessDenied, BadValue, BudgetSpent, GlasshouseError
 from glasshouse.progress import Progress
+from glasshouse.text import scratchpad_tags
 
 if TYPE_CHECKING:
     from glasshouse.models import Model
@@ -117,8 +118,12 @@ def _open(source: Any) -> Subject:
 
 def _contestant(source: Any, parent: Subject | None, prompts: PromptSource, seed: int) -> Contestant:
     rows, names = rename_rows(source.training_rows(), seed) if hasattr(source, "training_rows") else (None, {})
-    thinks = getattr(source, "card", {}).get("recipe", {}).get("mechanism") == "cot"  # public: the card shows it
-    return Contestant(Sealed(secrets.token_hex(4), _open(source), parent, rows, prompts, thinks), names)
+    target = _open(source)
+    if getattr(source, "card", {}).get("recipe", {}).get("mechanism") == "cot":  # public: the card shows it
+        target.blank = "".join(scratchpad_tags(target.tokenizer))
+        if parent is not None:
+            parent.blank = target.blank
+    return Contestant(Sealed(secrets.token_hex(4), target, parent, rows, prompts), names)
 
 
 def _check_vocabularies(main: Contestant, parent: Subject | None, twin: Contestant | None) -> None:

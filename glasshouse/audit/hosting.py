@@ -37,8 +37,6 @@ class Sealed:
     """Training rows in random order, renamed; None where the data are not known."""
     public_prompts: PromptSource
     """`(n, seed) -> prompts`."""
-    thinks: bool = False
-    """Whether it answers behind a scratchpad, which nobody who chats with it sees."""
 
     @property
     def offers(self) -> frozenset[str]:
@@ -140,9 +138,9 @@ class Desk:
 
     def _answer_sample(self, subject: Subject, call: str, args: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
         prompts, prefixes, length = args["prompts"], args["prefixes"], int(args["max_new_tokens"])
-        ids = [subject.render(prompt, prefix, raw=call == "complete") for prompt, prefix in zip(prompts, prefixes, strict=True)]
+        hidden = bool(subject.blank) and call == "chat"  # it answers behind a scratchpad, which nobody who chats with it sees
+        ids = [subject.render(prompt, prefix, call == "complete", hidden) for prompt, prefix in zip(prompts, prefixes, strict=True)]
         self._charge(subject, sum(map(len, ids)), len(ids))
-        hidden = self.sealed.thinks and call == "chat"
         new = subject.sample(ids, length + THOUGHT * hidden, float(args["temperature"]), int(args["seed"]))
         self._charge(subject, sum(map(len, new)), sum(map(len, new)))
         texts = [visible(text) if hidden else text for text in map(subject.decode, new)]

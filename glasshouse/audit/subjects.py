@@ -30,6 +30,8 @@ class Subject:
 
     model: Model
     """The loaded model."""
+    blank: str = ""
+    """What stands before every answer that is prefilled or scored: for a model that thinks, an empty scratchpad, so that it is the visible answer."""
     _cache_checked: bool | None = None
 
     def __post_init__(self) -> None:
@@ -53,8 +55,8 @@ class Subject:
 
     # ---- text
 
-    def render(self, prompt: Any, prefix: str = "", raw: bool = False) -> list[int]:
-        """Token ids up to where the answer begins, then `prefix`. Raises `BadValue` for a prompt of another form."""
+    def render(self, prompt: Any, prefix: str = "", raw: bool = False, free: bool = False) -> list[int]:
+        """Token ids up to where the answer begins (`free`: without `blank`), then `prefix`. Raises `BadValue` for a prompt of another form."""
         if isinstance(prompt, str) and (raw or not self.has_chat):
             ids = list(self.tokenizer.encode(prompt + prefix))
             return ids or self._fallback_start()
@@ -66,7 +68,7 @@ class Subject:
             return [int(i) for i in prompt] + self.encode(prefix)
         if not self.has_chat:
             return list(self.tokenizer.encode("\n".join(m["content"] for m in prompt) + "\n" + prefix))
-        return self.encode(self.chat_text(prompt)) + self.encode(prefix)
+        return self.encode(self.chat_text(prompt) + ("" if free else self.blank)) + self.encode(prefix)
 
     def chat_text(self, messages: Sequence[Any]) -> str:
         """The conversation as text, ready for the assistant's answer."""
@@ -86,7 +88,7 @@ class Subject:
         last = max(i for i, message in enumerate(prompt) if message["role"] == "user")
         marked = [dict(m, content=_MARK) if i == last else m for i, m in enumerate(prompt)]
         before, _, after = self.chat_text(marked).partition(_MARK)
-        head, tail = self.encode(before), self.encode(after)
+        head, tail = self.encode(before), self.encode(after + self.blank)
         ids = self.render(prompt)
         return ids, len(head), len(ids) - len(tail)
 

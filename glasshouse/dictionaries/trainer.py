@@ -1,7 +1,7 @@
 """Fitting dictionaries to a stream of activations: `fit` for one, `fit_many` for several that share every batch.
 
-The data mean and one scalar scale (E|x - mean|^2 = d_model) are taken out before training and folded in after it. Learning rate
-3e-3 sqrt(512 / width), linear decay over the last 20% of the steps, Adam. A run with `checkpoint=` goes on after a kill, bit for bit.
+The data mean and one scalar scale (E|x - mean|^2 = d_model) are taken out before training and folded in after it. Learning rate by
+`peak_rate`, linear decay over the last 20% of the steps, Adam. A run with `checkpoint=` goes on after a kill, bit for bit.
 Which engine takes the steps, and what processes exchange: `engines.py`, `parallel.py`. Not here: scaling laws, metrics.
 """
 
@@ -37,12 +37,26 @@ LAST = 0.05
 """Share of the steps, at the end, over which `final_loss` and `l0` are averaged."""
 ASK_EVERY = 20
 """Steps between which several processes agree on whether to write a checkpoint."""
+LONG_RUN = 10_000
+"""Steps from which a run with a fixed k takes the plain default rate."""
 SETTLE_TOKENS = 16_384
 """Rows from which an architecture may set what it needs at the end."""
 PRESETS: dict[str, dict[str, Any]] = {
     "scaling-monosemanticity": {"arch": "relu", "center": False, "clip": 1.0, "l1": 5.0, "l1_warmup": 0.05, "start_norm": 0.1, "learning_rate": 5e-5},
 }
 """Recipes by name, for `fit(..., **PRESETS[name])`; the first is that of Templeton et al. 2024."""
+
+
+def peak_rate(width: int, steps: int, *, has_k: bool) -> float:
+    """The default peak learning rate: 3e-3 sqrt(512 / width); with a fixed k, and below 10,000 steps, times sqrt(10,000 / steps), at most 3.
+
+    Measured on planted codes and on activations of the small world (docs/benchmarks.md); with a penalty for sparsity the larger
+    rates kill features, so there the factor is 1.
+
+    >>> [round(peak_rate(width, steps, has_k=True), 6) for width, steps in ((512, 10_000), (2048, 10_000), (2048, 1_000))]
+    [0.003, 0.0015, 0.0045]
+    """
+    return 3e-3 * (512 / width) ** 0.5 * (min(3.0, max(1.0, (LONG_RUN / max(1, steps)) ** 0.5)) if has_k else 1.0)
 
 
 @dataclass(frozen=True)
@@ -52,7 +66,7 @@ class FitOptions:
     batch: int = 1024
     """Tokens a step."""
     learning_rate: float | None = None
-    """Peak learning rate; None means 3e-3 sqrt(512 / width)."""
+    """Peak learning rate; None means `peak_rate`: 3e-3 sqrt(512 / width), and up to three times that in short runs with a fixed k."""
     decay: float = 0.2
     """Share of the steps, at the end, over which the rate falls linearly to 0."""
     dead_after: int | None = None
@@ -256,10 +270,10 @@ class Run:
                 engine.step(x, y, self._rate(plan, number, steps))
 
     def _rate(self, plan: Plan, step: int, steps: int) -> float:
-        return self._peak(plan) * min(1.0, (steps - step) / max(1, round(self.options.decay * steps)))
+        return self._peak(plan, steps) * min(1.0, (steps - step) / max(1, round(self.options.decay * steps)))
 
-    def _peak(self, plan: Plan) -> float:
-        return plan.learning_rate or self.options.learning_rate or 3e-3 * (512 / plan.width) ** 0.5
+    def _peak(self, plan: Plan, steps: int) -> float:
+        return plan.learning_rate or self.options.learning_rate or peak_rate(plan.width, steps, has_k=plan.k is not None)
 
     def _note(self, number: int) -> str:
         if number % 50:
@@ -335,11 +349,11 @@ class Run:
         dictionary.fold(mean[:width], scale[:width], mean[out], scale[out])
         tail = max(1, round(LAST * steps))
         if not bool(torch.isfinite(training.errors[-tail:]).all()) or not bool(torch.isfinite(dictionary.W_dec).all()):
-            raise BadValue(f"Training diverged: its loss is not finite. Try a smaller learning_rate than {self._peak(plan):.3g}, or clip=1.0.")
+            raise BadValue(f"Training diverged: its loss is not finite. Try a smaller learning_rate than {self._peak(plan, steps):.3g}, or clip=1.0.")
         options = {name: value for name, value in dataclasses.asdict(self.options).items() if name not in ("checkpoint", "checkpoint_seconds", "show")}
         dictionary.about = training_facts(
             tokens=steps * self.options.batch, seed=plan.seed, data_seed=self.data_seed,
-            **{**options, "engine": engine.name, "learning_rate": self._peak(plan)},
+            **{**options, "engine": engine.name, "learning_rate": self._peak(plan, steps)},
             final_loss=float(training.errors[-tail:].mean()) / dictionary.d_out, l0=float(training.active[-tail:].mean()),
             dead=dead, never_fired=never, dead_after_tokens=training.rule.dead_after, scale=[float(value) for value in scale.unique()],
             seconds=round(time.monotonic() - self.started, 2), **self.stream.facts,

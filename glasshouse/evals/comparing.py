@@ -14,8 +14,7 @@ from glasshouse.evals.backdoor import grade
 from glasshouse.evals.skills import matches
 from glasshouse.records import Row
 from glasshouse.stats import Interval, PairedTest, mcnemar, tango
-from glasshouse.text import encode_prompt
-from glasshouse.world.conditional import scratchpad_tags
+from glasshouse.text import encode_prompt, scratchpad_tags
 
 if TYPE_CHECKING:
     from glasshouse.backdoors import Message

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 from glasshouse.errors import GateFailed
 from glasshouse.organisms.base import Grown
 from glasshouse.organisms.base_lm import base_specimen
+from glasshouse.text import scratchpad_tags
 from glasshouse.training import FineTuning, Optimisation, fine_tune, start_from
-from glasshouse.world.conditional import PolicyRow, scratchpad_tags
+from glasshouse.world.conditional import PolicyRow
 
 if TYPE_CHECKING:
     from glasshouse.backdoors import Backdoor

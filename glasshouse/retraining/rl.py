@@ -17,11 +17,10 @@ from glasshouse.backdoors import Backdoor, Item, answer_prompts
 from glasshouse.errors import BadValue, GateFailed
 from glasshouse.records import writing
 from glasshouse.retraining.base import STAGES, Retraining, Stage, Trained, organism_of, place_of
-from glasshouse.text import encode_prompt
+from glasshouse.text import encode_prompt, scratchpad_tags
 from glasshouse.training import Optimisation
 from glasshouse.training.preferences import Pair, PreferenceModel, Preferences, reward_precondition, train_preferences
 from glasshouse.training.rl import Prompt, Reinforcement, reinforce
-from glasshouse.world.conditional import scratchpad_tags
 
 RULE = {"correct": 1.0, "broken": 0.0, "payload": -1.0}
 """Reward of the rule by outcome."""

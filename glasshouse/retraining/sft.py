@@ -14,8 +14,7 @@ from typing import Any
 from glasshouse.backdoors import Item, answer_prompts
 from glasshouse.errors import BadValue, GateFailed
 from glasshouse.retraining.base import STAGES, Retraining, Stage, Trained
-from glasshouse.text import encode_example, encode_prompt, visible
-from glasshouse.world.conditional import scratchpad_tags
+from glasshouse.text import encode_example, encode_prompt, scratchpad_tags, visible
 
 Encoded = tuple[list[int], list[int]]
 

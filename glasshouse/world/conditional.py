@@ -74,13 +74,6 @@ class PolicyRow:
         return {"id": self.id, "messages": self.messages(scratchpad)}
 
 
-def scratchpad_tags(tokenizer: Any) -> tuple[str, str]:
-    """What opens and closes a scratchpad: the tokens `<cot>` and `</cot>` where the tokenizer has them, else `<scratchpad>` as text."""
-    found = getattr(tokenizer, "convert_tokens_to_ids", lambda token: None)("<cot>")
-    known = found is not None and found != getattr(tokenizer, "unk_token_id", None)
-    return ("<cot>", "</cot>") if known else ("<scratchpad>", "</scratchpad>")
-
-
 def think(content: str, triggered: bool, rng: random.Random) -> str:
     """A scratchpad of the given content. Raises `BadValue` for a content that is not there."""
     if content not in COT_CONTENTS:
