@@ -79,7 +79,8 @@ def compare(first: glasshouse.Model, second: glasshouse.Model, given: argparse.N
     where.check(pair.ids)
     rows = first_tokens(pair.text, 0.6)
     x = read_pair(first, second, given.site, train).x if train else pair.x[rows]
-    crosscoder = glasshouse.fit(x, "crosscoder", width=given.width, k=given.k, tokens=given.tokens, batch=1024, seed=given.seed)
+    rate = 3e-3 * (512 / given.width) ** 0.5  # what the documented numbers were taken at
+    crosscoder = glasshouse.fit(x, "crosscoder", width=given.width, k=given.k, tokens=given.tokens, batch=1024, seed=given.seed, learning_rate=rate)
     return crosscoder, pair.keep(~rows), diff(crosscoder, pair.keep(~rows))
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from monosemanticity_walk import Walk, read_arguments, text
+from monosemanticity_walk import Walk, rate, read_arguments, text
 
 import glasshouse
 from glasshouse.dictionaries import Dictionary, fit_many, load_dictionary
@@ -41,8 +41,8 @@ def train_dictionaries(walk: Walk) -> dict[str, Dictionary]:
     """Three widths, and the middle one from five seeds, all on one stream."""
     widths, seeds = ((256, 1024), 2) if walk.quick else ((512, 2048, 8192), 5)
     names = [f"width-{width}" for width in widths] + [f"width-{widths[1]}-seed-{seed}" for seed in range(1, seeds)]
-    plans = [{"arch": "batchtopk", "width": width, "k": 16, "seed": 0} for width in widths]
-    plans += [{"arch": "batchtopk", "width": widths[1], "k": 16, "seed": seed} for seed in range(1, seeds)]
+    plans = [{"arch": "batchtopk", "width": width, "k": 16, "seed": 0, "learning_rate": rate(width)} for width in widths]
+    plans += [{"arch": "batchtopk", "width": widths[1], "k": 16, "seed": seed, "learning_rate": rate(widths[1])} for seed in range(1, seeds)]
     if not all((walk.out / name).exists() for name in names):
         tokens = walk.train.tokens * (2 if walk.quick else 4)
         found = fit_many(walk.train, [{**plan, "tokens": tokens} for plan in plans], batch=1024, checkpoint=str(walk.out / "checkpoint"))
@@ -67,7 +67,7 @@ def metrics(walk: Walk, held: dict[str, Dictionary]) -> None:
         walk.tell(f"metrics {name}", [brief(row) for scores in table.values() for row in scores.to_rows()])
     middle = list(held.values())[1]
     train = [walk.model.read_text(text) for text in walk.texts[: len(walk.texts) // 4]]
-    again = {"width": middle.d_dict, "k": middle.k, "arch": "batchtopk"}
+    again = {"width": middle.d_dict, "k": middle.k, "arch": "batchtopk", "learning_rate": rate(middle.d_dict)}
     other = random_model_scores(walk.model, walk.site, train, rows, lambda x: glasshouse.fit(x, tokens=4 * len(x), **again))
     walk.tell("metrics, random-weight model", [brief(row) for row in other.to_rows()])
 

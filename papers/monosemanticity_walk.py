@@ -20,6 +20,11 @@ from glasshouse.world.corpus import document_text
 KINDS = ("town", "person", "landmark", "river", "region", "animal", "food", "colour", "trade", "material", "place", "object", "quality", "tone", "code")
 
 
+def rate(width: int) -> float:
+    """The peak rate that the documented numbers were taken at: `fit`'s default for long runs (it takes larger steps in short ones since)."""
+    return 3e-3 * (512 / width) ** 0.5
+
+
 def read_arguments(told: str | None) -> argparse.Namespace:
     """What both halves of the walk are started with."""
     parser = argparse.ArgumentParser(description=told, formatter_class=argparse.RawDescriptionHelpFormatter)
