@@ -37,6 +37,7 @@ class TopK(Dictionary):
 
     architecture = "topk"
     needs_k = True
+    encoder_start = 0.25  # learns more from equal tokens, where nothing but the k largest decides (docs/benchmarks.md)
     Settings: ClassVar[type[Settings]] = TopKSettings
     settings: TopKSettings
     k: int
