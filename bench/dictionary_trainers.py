@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear, normalize
 
+from glasshouse.dictionaries.base import ARCHITECTURES
 from glasshouse.dictionaries.stream import open_stream, scaling_of
 from glasshouse.dictionaries.trainer import FitOptions, Plan, Run, peak_rate
 
@@ -64,7 +65,7 @@ class Task:
     @property
     def learning_rate(self) -> float | None:
         """Peak rate; None: the trainer's own."""
-        ours = self.rate or peak_rate(self.width, self.steps, has_k=self.family not in ("relu", "gated", "jumprelu"))
+        ours = self.rate or peak_rate(self.width, self.steps, has_k=ARCHITECTURES[self.family].needs_k)
         return {"own": None, "ours": ours, "still": STILL_RATE}[self.schedule]
 
     @property

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from monosemanticity_walk import text
+from monosemanticity_walk import rate, text
 from torch import Tensor
 
 import glasshouse
@@ -79,8 +79,8 @@ def compare(first: glasshouse.Model, second: glasshouse.Model, given: argparse.N
     where.check(pair.ids)
     rows = first_tokens(pair.text, 0.6)
     x = read_pair(first, second, given.site, train).x if train else pair.x[rows]
-    rate = 3e-3 * (512 / given.width) ** 0.5  # what the documented numbers were taken at
-    crosscoder = glasshouse.fit(x, "crosscoder", width=given.width, k=given.k, tokens=given.tokens, batch=1024, seed=given.seed, learning_rate=rate)
+    more = {"batch": 1024, "seed": given.seed, "learning_rate": rate(given.width)}
+    crosscoder = glasshouse.fit(x, "crosscoder", width=given.width, k=given.k, tokens=given.tokens, **more)
     return crosscoder, pair.keep(~rows), diff(crosscoder, pair.keep(~rows))
 
 

@@ -18,7 +18,7 @@ import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
 
-from monosemanticity_walk import text
+from monosemanticity_walk import rate, text
 
 import glasshouse
 from glasshouse.dictionaries import fit, load_dictionary
@@ -85,7 +85,7 @@ def main() -> None:
     kept = glasshouse.harvest(model, site, train, given.tokens, given.out / "activations", **context)
     unseen = glasshouse.harvest(model, site, held_out, given.tokens // 10, given.out / "held-out", **context)
     recipe = {"arch": "batchtopk", "width": given.width, "k": given.k, "tokens": round(kept.tokens * given.passes), "batch": 2048}
-    recipe |= {"learning_rate": 3e-3 * (512 / given.width) ** 0.5}  # what the documented numbers were taken at
+    recipe |= {"learning_rate": rate(given.width)}
     found = []
     for seed in range(given.seeds):
         folder = given.out / f"dictionary-{seed}"

