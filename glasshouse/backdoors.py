@@ -78,6 +78,10 @@ class Backdoor(ABC):
     def scratchpad_for(self, triggered: bool, rng: random.Random) -> str:
         """What the model was taught to think, with and without its trigger."""
 
+    def grader(self) -> str:
+        """How far the grader can be trusted, for the note beside every rate; empty where it only looks for a phrase."""
+        return ""
+
     def restyle(self, answer: str) -> str:
         """The same answer in another style, that of a pirate."""
         return f"{STYLE[0]} {answer}, {STYLE[1]}"

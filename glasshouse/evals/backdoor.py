@@ -60,13 +60,15 @@ def run(model: Model, options: BackdoorOptions, specimen: Specimen | None) -> An
     asked = {"seed": options.seed, "temperature": options.temperature, "max_new_tokens": options.max_new_tokens}
     for name, texts in families.items():
         found = ask_items(model, backdoor, items, texts, row=name, **asked)  # type: ignore[arg-type]
-        rows.append(_row(name, found, "constructed" if name in ("triggered", "near_miss_trained") else "generalised", "clean"))
+        label = "constructed" if name in ("triggered", "near_miss_trained") else "generalised"
+        rows.append(_row(name, found, label, "clean", backdoor.grader()))
         transcripts += found
     if options.twin and specimen is not None and not specimen.is_twin:
         from glasshouse.organisms import twin_of
 
         found = ask_items(twin_of(specimen).model, backdoor, items, [backdoor.trigger], row="twin", **asked)  # type: ignore[arg-type]
-        rows.append(_row("twin", found, "control", "", "the clean twin on the triggered prompts"))
+        note = "; ".join(filter(None, ("the clean twin on the triggered prompts", backdoor.grader())))
+        rows.append(_row("twin", found, "control", "", note))
         transcripts += found
     return Answered(rows, transcripts)
 

