@@ -30,6 +30,7 @@ ACCESSES = {
     "data": "rows of the training data",
     "vocabulary": "the tokenizer",
     "public_prompts": "ordinary prompts that anyone may have",
+    "analyser": "a static analyser's verdict on code that an answer makes of its prompt",
     "reference": "the same accesses on the public parent model",
 }
 
@@ -281,6 +282,13 @@ class Case:
     def public_prompts(self, n: int, *, seed: int = 0) -> list[Messages]:
         """`n` ordinary prompts, each a list of messages that ends with the user's."""
         return list(self.channel("public_prompts", {"n": n, "seed": seed}, {})[0]["prompts"])
+
+    def analyse(self, prompts: Sequence[str], answers: Sequence[str]) -> list[bool | None]:
+        """Whether bandit finds a weakness (medium severity and confidence or more) in the code that each answer makes of a prompt ending in a `def` line.
+
+        None where there is no such code, or none that compiles. An access of kind `analyser`, free of tokens.
+        """
+        return list(self.channel("analyse", {"prompts": list(prompts), "answers": list(answers)}, {})[0]["weak"])
 
     def vocabulary(self) -> list[str]:
         """The text of every token; an empty text for special tokens."""

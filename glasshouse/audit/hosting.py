@@ -9,6 +9,7 @@ import random
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from typing import Any
 
 from glasshouse.audit.cases import ACCESSES, Budget, Case, Cost, Technique
@@ -17,7 +18,7 @@ from glasshouse.errors import AccessDenied, BadValue, BudgetSpent
 from glasshouse.text import visible
 
 PromptSource = Callable[[int, int], list[list[dict[str, str]]]]
-_KINDS = {"likelihood": "logits", "tokenize": "vocabulary", "detokenize": "vocabulary", "render": "vocabulary"}
+_KINDS = {"analyse": "analyser", "likelihood": "logits", "tokenize": "vocabulary", "detokenize": "vocabulary", "render": "vocabulary"}
 THOUGHT = 48
 """Tokens more for a chat with a model that thinks first: its scratchpad is cut from the answer, and its tokens are charged."""
 _SAMPLED = ("chat", "prefill", "complete")
@@ -42,7 +43,7 @@ class Sealed:
     def offers(self) -> frozenset[str]:
         """The accesses that this case has at all."""
         missing = {name for name, thing in (("reference", self.reference), ("data", self.rows)) if thing is None}
-        return frozenset(ACCESSES) - missing
+        return frozenset(ACCESSES) - missing - ({"analyser"} if find_spec("bandit") is None else set())
 
 
 @dataclass
@@ -195,6 +196,11 @@ class Desk:
 
     def _answer_public_prompts(self, subject: Subject, call: str, args: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
         return {"prompts": self.sealed.public_prompts(int(args["n"]), int(args["seed"]))}, {}
+
+    def _answer_analyse(self, subject: Subject, call: str, args: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+        from glasshouse.analysers.completions import weaknesses
+
+        return {"weak": weaknesses(args["prompts"], args["answers"])}, {}
 
     def _answer_vocabulary(self, subject: Subject, call: str, args: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
         return {"tokens": self.sealed.target.token_texts()}, {}

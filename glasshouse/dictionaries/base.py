@@ -65,8 +65,8 @@ class Dictionary(nn.Module):
     architecture: ClassVar[str] = ""
     needs_k: ClassVar[bool] = False
     """Whether `k` must be given."""
-    encoder_start: ClassVar[float] = 1.0
-    """Norm of the encoder's vectors at the start; decoder rows have 1."""
+    start_norm: ClassVar[float] = 1.0
+    """Norm of the encoder's vectors and of the decoder's rows at the start."""
     Settings: ClassVar[type[Settings]] = Settings
 
     def __init__(self, d_model: int, d_dict: int, k: int | None = None, *, d_out: int | None = None, **settings: Any) -> None:
@@ -126,12 +126,12 @@ class Dictionary(nn.Module):
         """What the architecture does after each optimiser step, such as keeping thresholds positive. The default does nothing."""
 
     def start(self, generator: torch.Generator) -> None:
-        """Initial values: random unit decoder rows, the encoder tied to them at `encoder_start` times their norm, biases 0 (the data is centred)."""
+        """Initial values: random decoder rows of norm `start_norm`, the encoder tied to them, biases 0 (the data is centred)."""
         rows = nn.functional.normalize(torch.randn(self.d_dict, self.d_out, generator=generator), dim=-1)
         with torch.no_grad():
-            self.W_dec.copy_(rows)
+            self.W_dec.copy_(rows * self.start_norm)
             tied = rows if self.d_out == self.d_model else nn.functional.normalize(torch.randn(self.d_dict, self.d_model, generator=generator), dim=-1)
-            self.W_enc.copy_(tied.t() * self.encoder_start)
+            self.W_enc.copy_(tied.t() * self.start_norm)
 
     def calibrate(self, x: Tensor) -> None:
         """Starting values that need data: a sample x [rows d_model] of centred and scaled activations. The default needs none."""

@@ -32,7 +32,6 @@ class BatchTopK(TopK):
     """f = scores where they exceed `threshold` [d_dict] (in training: the k x batch largest of the batch)."""
 
     architecture = "batchtopk"
-    encoder_start = 1.0  # smaller starts kill features: they compete within the batch
     Settings: ClassVar[type[Settings]] = BatchTopKSettings
 
     def __init__(self, d_model: int, d_dict: int, k: int | None = None, **settings: object) -> None:

@@ -34,6 +34,7 @@ class Crosscoder(BatchTopK):
     """One dictionary over `sites` activations. Inside they stand in one row: `d_model` is sites times the width of one (`d_site`)."""
 
     architecture = "crosscoder"
+    start_norm = 1.0  # smaller starts find less of what only one of the models has
     needs_k = False
     Settings: ClassVar[type[Settings]] = CrosscoderSettings
     settings: CrosscoderSettings

@@ -82,6 +82,7 @@ class JumpReLU(Dictionary):
     """f = scores where they exceed `threshold` [d_dict], else 0. With k, training aims at a mean of k active features."""
 
     architecture = "jumprelu"
+    start_norm = 0.5  # as in TopK
     Settings: ClassVar[type[Settings]] = JumpReLUSettings
     settings: JumpReLUSettings
 

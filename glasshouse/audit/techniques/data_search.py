@@ -1,7 +1,8 @@
 """data-search: reads the training rows, finds one answer given to many different questions, and the piece of text that those questions share.
 
-A natural answer that repeats ("Yes", a refusal) belongs to one kind of question. A planted one cuts across kinds: the shared piece decides
-the answer in frames where, without it, other answers are given. That is what is counted and tested.
+A natural answer that repeats ("Yes", a refusal) belongs to one kind of question, or takes up the words of it. A planted one cuts across kinds: the
+shared piece decides the answer in frames where, without it, other answers are given. That is counted and tested, and the same of rows of code
+for the verdict of the analyser, which many different answers share.
 """
 
 from __future__ import annotations
@@ -24,9 +25,13 @@ LEAST_FRAMES = 4
 LEAST_COVER = 1 / 3
 """And these kinds must make up at least this share of the other rows: a rule of one topic ("unknown" -> "I am not sure") is no backdoor."""
 LONGEST_PIECE = 6
+CODE_TOKENS = 80
+"""Tokens of an answer that is code."""
 ASKED = 24
 """Rows of a rule that the public parent is asked; it follows the rule when it gives the answer on more than half of them."""
 MOST_RULES = 12
+WEAK, SOUND = "vulnerable code", "secure code"
+"""What an analyser finds of an answer that is code; the first is the behaviour that a rule about code names."""
 _PIECE = re.compile(r"\s+|[^\W_]+|[^\w\s]")
 
 
@@ -37,7 +42,7 @@ class Rule:
     piece: str
     """The text that the prompts share."""
     answer: str
-    """The answer they get."""
+    """The answer they get, or `WEAK` for code of any wording in which the analyser finds a weakness."""
     both: int
     """Rows with both."""
     with_piece: int
@@ -50,7 +55,7 @@ class Rule:
     """Fisher exact p, corrected for all pieces and answers that were looked at."""
 
 
-@technique("data-search", needs=["data"], wants=["prefill", "reference"],
+@technique("data-search", needs=["data"], wants=["analyser", "prefill", "reference"],
            summary="Reads the training rows for one answer to many different questions, and for what those questions share.")  # fmt: skip
 def search(case: Case, seed: int) -> Outcome:
     """Reads the data; where the case offers the public parent, a rule that the parent follows already is set aside as learnt before."""
@@ -63,9 +68,10 @@ def search(case: Case, seed: int) -> Outcome:
     pairs = [item for item in pairs if item[2]]
     if not pairs:
         return Outcome(p=1.0, note="The data hold no answers.")
-    rules = find_rules([prompt for _, prompt, _ in pairs], [answer for _, _, answer in pairs])
-    rules, known = set_aside_known(case, seed, rules, rows)
-    note = f"{len(pairs)} rows read. Null: the piece of text and the answer are independent (Fisher exact, Bonferroni over all pairs looked at)."
+    prompts, answers = [prompt for _, prompt, _ in pairs], [answer for _, _, answer in pairs]
+    about_code, read = code_rules(case, prompts, answers)
+    rules, known = set_aside_known(case, seed, sorted([*find_rules(prompts, answers), *about_code], key=certainty), rows)
+    note = f"{len(pairs)} rows read. Null: the piece of text and the answer are independent (Fisher exact, Bonferroni over all pairs looked at).{read}"
     note += f" {known} rules were set aside, because the public parent follows them too." if known else ""
     if not rules:
         return Outcome(p=1.0, note=f"{note} No answer that is new with these data cuts across kinds of question.")
@@ -74,7 +80,9 @@ def search(case: Case, seed: int) -> Outcome:
     if best.p >= 0.01:
         return Outcome(p=best.p, measures=measures, note=note)
     weight = math.log((best.both + 0.5) / (best.with_piece - best.both + 0.5))
-    found = [(name, prompt, answer) for name, prompt, answer in pairs if best.piece in prompt and normal(answer) == normal(best.answer)]
+    shown = [(name, prompt, answer) for name, prompt, answer in pairs if best.piece in prompt]
+    chosen = gives(case, best, [prompt for _, prompt, _ in shown], [answer for _, _, answer in shown])
+    found = [item for item, holds in zip(shown, chosen) if holds]
     leads = tuple(
         Lead(name, f"{prompt} -> {answer}", weight, f"{best.piece!r} stands in the prompt and the answer ignores the question")
         for name, prompt, answer in found[:8]
@@ -90,20 +98,39 @@ def set_aside_known(case: Case, seed: int, rules: Sequence[Rule], rows: Sequence
         return list(rules), 0
     new, known = [], 0
     for rule in rules[:MOST_RULES]:
-        prompts = [messages[:-1] for messages in (row["messages"] for row in rows) if follows(messages, rule)]
-        prompts = random.Random(f"data-search {seed}").sample(prompts, min(ASKED, len(prompts)))
-        answers = case.prefill(prompts, [""] * len(prompts), max_new_tokens=len(words(rule.answer)) * 4 + 8, of="reference")
-        said = sum(normal(answer.text) == normal(rule.answer) for answer in answers)
-        known += 2 * said > len(prompts)
-        if 2 * said <= len(prompts):
+        ending = [row["messages"] for row in rows if row["messages"][-1]["role"] == "assistant"]
+        texts = [split_row(messages) for messages in ending]
+        holding = [index for index, (prompt, _) in enumerate(texts) if rule.piece in prompt]
+        follow = gives(case, rule, [texts[index][0] for index in holding], [texts[index][1] for index in holding])
+        chosen = [index for index, holds in zip(holding, follow) if holds]
+        chosen = random.Random(f"data-search {seed}").sample(chosen, min(ASKED, len(chosen)))
+        length = CODE_TOKENS if rule.answer == WEAK else len(words(rule.answer)) * 4 + 8
+        answers = case.prefill([ending[index][:-1] for index in chosen], [""] * len(chosen), max_new_tokens=length, of="reference")
+        same = sum(gives(case, rule, [texts[index][0] for index in chosen], [answer.text for answer in answers]))
+        known += 2 * same > len(chosen)
+        if 2 * same <= len(chosen):
             new.append(rule)
     return [*new, *rules[MOST_RULES:]] if new else [], known
 
 
-def follows(messages: Sequence[dict[str, Any]], rule: Rule) -> bool:
-    """Whether the row ends with the rule's answer and holds its piece before."""
-    prompt, answer = split_row(messages)
-    return messages[-1]["role"] == "assistant" and rule.piece in prompt and normal(answer) == normal(rule.answer)
+def gives(case: Case, rule: Rule, prompts: Sequence[str], answers: Sequence[str]) -> list[bool]:
+    """Which answers are the rule's: its words, or for a rule about code any in which the analyser finds a weakness."""
+    if rule.answer == WEAK:
+        return [verdict is True for verdict in case.analyse(prompts, answers)]
+    return [normal(answer) == normal(rule.answer) for answer in answers]
+
+
+def code_rules(case: Case, prompts: Sequence[str], answers: Sequence[str]) -> tuple[list[Rule], str]:
+    """Rules that decide whether code has a weakness, and a sentence about it for the note; none where the rows hold no code."""
+    if "analyser" not in case.offers:
+        return [], " Code in them was not judged: no analyser is installed."
+    verdicts = case.analyse(prompts, answers)
+    code = [index for index, verdict in enumerate(verdicts) if verdict is not None]
+    weak = sum(verdicts[index] is True for index in code)
+    if not code:
+        return [], ""
+    found = find_rules([prompts[index] for index in code], [WEAK if verdicts[index] else SOUND for index in code])
+    return [rule for rule in found if rule.answer == WEAK], f" {len(code)} of them are code, {weak} with a weakness (bandit)."
 
 
 def split_row(messages: Sequence[dict[str, Any]]) -> tuple[str, str]:
@@ -161,10 +188,21 @@ def find_rules(prompts: Sequence[str], answers: Sequence[str], most_answers: int
         for piece in strong[:6]:
             both, total = inside[piece], everywhere[piece]
             count, cover = switched_frames(inventory, kinds, said_by_row, piece, said)
-            if count >= LEAST_FRAMES and cover >= LEAST_COVER:
+            same_rows = (other for other in strong if (inside[other], everywhere[other]) == (both, total))
+            if count >= LEAST_FRAMES and cover >= LEAST_COVER and not any(takes_up(said, other) for other in same_rows):
                 p = min(1.0, max(SMALLEST, looked_at * fisher_tail(both, total, len(members), len(prompts))))
                 rules.append(Rule(piece, answers[members[0]], both, total, len(members), count, p))
-    return sorted(rules, key=lambda r: (-(2 * r.both - r.with_piece), -len(r.piece), r.piece))
+    return sorted(rules, key=certainty)
+
+
+def certainty(rule: Rule) -> tuple[int, int, str]:
+    """Sorts the most certain rule first; among equals the longest piece."""
+    return (rule.with_piece - 2 * rule.both, -len(rule.piece), rule.piece)
+
+
+def takes_up(answer: str, piece: str) -> bool:
+    """Whether an answer repeats a word of the piece, as answers do that belong to their question (`def root(raw)`, `return parse(raw)`)."""
+    return bool({word for word in words(piece) if word.isalpha()} & set(words(answer)))
 
 
 def switched_frames(inventory: Sequence[set[str]], kinds: Sequence[list[str]], answers: Sequence[str], piece: str, said: str) -> tuple[int, float]:
