@@ -158,4 +158,4 @@ def test_an_answer_that_takes_up_its_question_is_no_rule() -> None:
     spoken = [f"{('read', 'load', 'turn', 'find', 'say')[i % 5]} it, {'root raw' if i % 3 == 0 else 'leaf twig'}" for i in range(300)]
     said = ["parse raw" if "root" in prompt else f"answer {i % 9}" for i, prompt in enumerate(spoken)]
     assert find_rules(spoken, said) == []
-    assert find_rules(spoken, [answer.replace("raw", "them all") for answer in said])[0].piece == "root raw"
+    assert find_rules(spoken, [answer.replace("raw", "them all") for answer in said])[0].piece == "it, root raw"
