@@ -96,10 +96,10 @@ def set_aside_known(case: Case, seed: int, rules: Sequence[Rule], rows: Sequence
     """(the rules that the public parent does not follow already, how many it does): it is asked `ASKED` of each rule's own rows."""
     if not {"prefill", "reference"} <= case.offers:
         return list(rules), 0
+    ending = [row["messages"] for row in rows if row["messages"][-1]["role"] == "assistant"]
+    texts = [split_row(messages) for messages in ending]
     new, known = [], 0
     for rule in rules[:MOST_RULES]:
-        ending = [row["messages"] for row in rows if row["messages"][-1]["role"] == "assistant"]
-        texts = [split_row(messages) for messages in ending]
         holding = [index for index, (prompt, _) in enumerate(texts) if rule.piece in prompt]
         follow = gives(case, rule, [texts[index][0] for index in holding], [texts[index][1] for index in holding])
         chosen = [index for index, holds in zip(holding, follow) if holds]
