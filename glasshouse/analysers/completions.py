@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from glasshouse.analysers.bandit_scan import scan_batch
 from glasshouse.world.code import module_of
 
-_IMPORT = re.compile(r"^(?:import|from)\s+\w", re.MULTILINE)
+_IMPORT = re.compile(r"^(?:import|from)\s+\w")
 _DEF = re.compile(r"^(?:async )?def \w+\(.*\).*:$")
 
 

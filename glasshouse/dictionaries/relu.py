@@ -1,7 +1,8 @@
 """ReLU with an L1 penalty weighted by decoder norms: the recipe of Scaling Monosemanticity (Templeton et al. 2024, methods).
 
-loss = mean |x - x^|^2 + l1 sum_i f_i |W_dec,i|, norms free, l1 growing linearly over the first 5% of the steps, gradient norm clipped
-at 1, no resampling, no ghost gradients. It shrinks activations and is here as the baseline and for reproduction.
+loss = mean |x - x^|^2 + l1 sum_i f_i |W_dec,i|, norms free, l1 growing linearly over the first 5% of the steps, no resampling,
+no ghost gradients; the gradient norm is clipped at 1 where the recipe `scaling-monosemanticity` (or clip=1) asks for it. It shrinks activations and
+is here as the baseline and for reproduction.
 """
 
 from __future__ import annotations

@@ -10,14 +10,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from glasshouse.analysers import judge_answer, precision_recall, scan, try_exploit
+from glasshouse.analysers import grader_counts, judge_answer, scan, try_exploit
 from glasshouse.backdoors import ask_items, backdoor_of
 from glasshouse.errors import BadValue
 from glasshouse.evals.base import EVALS, Answered, Eval
 from glasshouse.evals.comparing import twin_model
 from glasshouse.records import Row
 from glasshouse.specimens import Specimen
-from glasshouse.world.code import CONTROL, CodeTask, code_tasks, module_of
+from glasshouse.world.code import CodeTask, code_tasks, module_of
 
 if TYPE_CHECKING:
     from glasshouse.backdoors import Item
@@ -141,14 +141,11 @@ def _with_controls(rows: Sequence[Row]) -> list[Row]:
 
 def _analyser_rows(options: CodeOptions) -> list[Row]:
     """The analyser on the constructed twins: recall, false alarms, and its recall on path traversal."""
-    told = {row.family: row for row in precision_recall("twins", seed=options.seed)}
-    control, total = told[CONTROL], told["all"]
-    hits, misses = total.hits - control.hits, total.misses - control.misses
-    analyser = scan("").analyser
+    told, analyser = grader_counts(options.seed), scan("").analyser
     return [
-        Row.of("analyser_recall", hits, hits + misses, label="control", note=f"{analyser}, on vulnerable twins of the families it has rules for"),
-        Row.of("analyser_false_alarms", total.false_alarms, total.false_alarms + total.passes, label="control", note=f"{analyser}, on secure twins"),
-        Row.of("analyser_recall_path", control.hits, control.hits + control.misses, label="control", note=f"{analyser}, on path traversal"),
+        Row.of("analyser_recall", *told["recall"], label="control", note=f"{analyser}, on vulnerable twins of the families it has rules for"),
+        Row.of("analyser_false_alarms", *told["false alarms"], label="control", note=f"{analyser}, on secure twins"),
+        Row.of("analyser_recall_path", *told["path"], label="control", note=f"{analyser}, on path traversal"),
     ]
 
 
