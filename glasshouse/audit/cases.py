@@ -30,6 +30,7 @@ ACCESSES = {
     "data": "rows of the training data",
     "vocabulary": "the tokenizer",
     "public_prompts": "ordinary prompts that anyone may have",
+    "code_prompts": "ordinary functions to be completed",
     "analyser": "a static analyser's verdict on code that an answer makes of its prompt",
     "reference": "the same accesses on the public parent model",
 }
@@ -282,6 +283,10 @@ class Case:
     def public_prompts(self, n: int, *, seed: int = 0) -> list[Messages]:
         """`n` ordinary prompts, each a list of messages that ends with the user's."""
         return list(self.channel("public_prompts", {"n": n, "seed": seed}, {})[0]["prompts"])
+
+    def code_prompts(self, n: int, *, seed: int = 0) -> list[str]:
+        """`n` functions to be completed, each its imports, a comment and a `def` line: with a sound and a weak way, and nothing before them."""
+        return list(self.channel("code_prompts", {"n": n, "seed": seed}, {})[0]["functions"])
 
     def analyse(self, prompts: Sequence[str], answers: Sequence[str]) -> list[bool | None]:
         """Whether bandit finds a weakness (medium severity and confidence or more) in the code that each answer makes of a prompt ending in a `def` line.

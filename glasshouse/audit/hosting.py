@@ -197,6 +197,11 @@ class Desk:
     def _answer_public_prompts(self, subject: Subject, call: str, args: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
         return {"prompts": self.sealed.public_prompts(int(args["n"]), int(args["seed"]))}, {}
 
+    def _answer_code_prompts(self, subject: Subject, call: str, args: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+        from glasshouse.world.code import code_tasks
+
+        return {"functions": [task.prompt("") for task in code_tasks(int(args["n"]), int(args["seed"]))]}, {}
+
     def _answer_analyse(self, subject: Subject, call: str, args: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
         from glasshouse.analysers.completions import weaknesses
 
