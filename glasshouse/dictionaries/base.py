@@ -67,6 +67,8 @@ class Dictionary(nn.Module):
     """Whether `k` must be given."""
     start_norm: ClassVar[float] = 1.0
     """Norm of the encoder's vectors and of the decoder's rows at the start."""
+    clip: ClassVar[float] = 0.0
+    """Largest norm of the gradient over all parameters where `fit` is not told another; 0 leaves it as it is."""
     Settings: ClassVar[type[Settings]] = Settings
 
     def __init__(self, d_model: int, d_dict: int, k: int | None = None, *, d_out: int | None = None, **settings: Any) -> None:

@@ -1,8 +1,7 @@
 """ReLU with an L1 penalty weighted by decoder norms: the recipe of Scaling Monosemanticity (Templeton et al. 2024, methods).
 
-loss = mean |x - x^|^2 + l1 sum_i f_i |W_dec,i|, norms free, l1 growing linearly over the first 5% of the steps, no resampling,
-no ghost gradients; the gradient norm is clipped at 1 where the recipe `scaling-monosemanticity` (or clip=1) asks for it. It shrinks activations and
-is here as the baseline and for reproduction.
+loss = mean |x - x^|^2 + l1 sum_i f_i |W_dec,i|, norms free, l1 growing linearly over the first 5% of the steps, the gradient norm
+clipped at 1, no resampling, no ghost gradients. It shrinks activations and is here as the baseline and for reproduction.
 """
 
 from __future__ import annotations
@@ -33,6 +32,7 @@ class ReLU(Dictionary):
     """f = ReLU(scores)."""
 
     architecture = "relu"
+    clip: ClassVar[float] = 1.0
     Settings: ClassVar[type[Settings]] = ReLUSettings
     settings: ReLUSettings
 

@@ -72,7 +72,7 @@ class FitOptions:
     dead_after: int | None = None
     """Tokens without firing after which a feature counts as dead (and AuxK pulls it); None: a hundredth of the run, 20 batches to 10 million."""
     clip: float | None = None
-    """Largest norm of the gradient; None leaves it as it is."""
+    """Largest norm of the gradient; None: the architecture's own (1 for ReLU, no clipping for the others); 0 leaves it as it is."""
     center: bool = True
     """Whether the data's mean is taken out. Means kill features at the start (docs/benchmarks.md has the measured effect)."""
     engine: str = "auto"
@@ -93,8 +93,8 @@ class FitOptions:
     """Progress bar on stderr: always, never, or (None) where stderr is a terminal."""
 
     def __post_init__(self) -> None:
-        if self.batch < 2 or not 0 <= self.decay <= 1:
-            raise BadValue(f"fit needs batch >= 2 and 0 <= decay <= 1; given batch {self.batch}, decay {self.decay}.")
+        if self.batch < 2 or not 0 <= self.decay <= 1 or (self.clip is not None and self.clip < 0):
+            raise BadValue(f"fit needs batch >= 2, 0 <= decay <= 1 and clip >= 0; given batch {self.batch}, decay {self.decay}, clip {self.clip}.")
         for name, given, known in (("engine", self.engine, ENGINES), ("parallel", self.parallel, PARALLEL), ("precision", self.precision, PRECISIONS)):
             if given not in known:
                 raise BadValue(f"fit: {name} must be one of {', '.join(known)}; given {given!r}.")
@@ -221,10 +221,14 @@ class Run:
         dictionary.calibrate(self.scaling.of(self.stream.sample(4096))[:, :d_model])
         dictionary = _shard_of(dictionary, self.exchange) if shards > 1 else dictionary
         total = steps * self.options.batch
-        rule = Rule(steps, self.options.dead_after or min(10_000_000, max(total // 100, 20 * self.options.batch)), self.options.clip, low_precision=self._low())
+        dead_after = self.options.dead_after or min(10_000_000, max(total // 100, 20 * self.options.batch))
+        rule = Rule(steps, dead_after, self._clip(dictionary) or None, low_precision=self._low())
         training = Training(dictionary, rule)
         training.ready()
         return _choose(training, self.options, self.exchange)
+
+    def _clip(self, dictionary: Dictionary) -> float:
+        return dictionary.clip if self.options.clip is None else self.options.clip
 
     def _low(self) -> bool:
         asked = self.options.precision
@@ -353,7 +357,7 @@ class Run:
         options = {name: value for name, value in dataclasses.asdict(self.options).items() if name not in ("checkpoint", "checkpoint_seconds", "show")}
         dictionary.about = training_facts(
             tokens=steps * self.options.batch, seed=plan.seed, data_seed=self.data_seed,
-            **{**options, "engine": engine.name, "learning_rate": self._peak(plan, steps)},
+            **{**options, "engine": engine.name, "learning_rate": self._peak(plan, steps), "clip": self._clip(dictionary)},
             final_loss=float(training.errors[-tail:].mean()) / dictionary.d_out, l0=float(training.active[-tail:].mean()),
             dead=dead, never_fired=never, dead_after_tokens=training.rule.dead_after, scale=[float(value) for value in scale.unique()],
             seconds=round(time.monotonic() - self.started, 2), **self.stream.facts,
