@@ -235,9 +235,9 @@ def test_gated_separates_which_from_how_much() -> None:
     expected = (pi > 0) * (torch.exp(gated.r_mag) * (x @ gated.W_enc) + gated.b_mag).relu()
     torch.testing.assert_close(gated.encode(x), expected)
     loss, _ = gated.loss(x, x, TrainState(progress=1.0))
-    frozen = (x - pi.relu() @ gated.W_dec - gated.b_dec).square().sum(1).mean()
+    by_gates = (x - pi.relu() @ gated.W_dec - gated.b_dec).square().sum(1).mean()
     penalty = gated.settings.l1 * (pi.relu() * gated.norms()).sum(1).mean()
-    torch.testing.assert_close(loss, (x - gated(x)).square().sum(1).mean() + penalty + frozen)
+    torch.testing.assert_close(loss, (x - gated(x)).square().sum(1).mean() + penalty + by_gates)
 
 
 def test_matryoshka_prefixes_are_dictionaries() -> None:

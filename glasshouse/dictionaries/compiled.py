@@ -33,7 +33,7 @@ class Latents(ctypes.Structure):
     _fields_ = [
         *((name, ctypes.c_int64) for name in ("n", "d_in", "d_out", "levels", "groups")),
         *((name, ctypes.c_void_p) for name in ("level_end", "col_ptr", "order", "row_of")),
-        *((name, ctypes.c_void_p) for name in ("z", "f", "dz", "extra", "extra2", "x", "residual")),
+        *((name, ctypes.c_void_p) for name in ("z", "f", "dz", "extra", "extra2", "x", "residual", "gate_residual")),
         ("penalty", ctypes.c_float),
         ("kind", ctypes.c_int),
         *((name, ctypes.c_void_p) for name in ("w_dec", "w_enc", "b_enc", "vec", "vec2")),
@@ -68,7 +68,7 @@ def _typed(held: Any) -> Any:
     held.rank_of.argtypes, held.rank_of.restype = [pointer, integer, integer], number
     held.recompute.argtypes = [pointer, pointer, pointer, integer, integer, pointer, pointer, pointer, small]
     held.decode_rows.argtypes = [
-        small, integer, integer, integer, pointer, pointer, pointer, *[pointer] * 8, number, number, number, *[pointer] * 7, small,
+        small, integer, integer, integer, pointer, pointer, pointer, *[pointer] * 8, number, number, number, *[pointer] * 8, small,
     ]  # fmt: skip
     held.by_latent.argtypes = [pointer, integer, integer, pointer, pointer]
     held.update_latents.argtypes = [pointer, small]

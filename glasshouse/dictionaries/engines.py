@@ -292,6 +292,7 @@ class CompiledEngine:
             "f": torch.empty(count), "dz": torch.empty(count), "extra": torch.zeros(count) if needs_extra else None,
             "extra2": torch.zeros(count) if self.kind == compiled.GATED else None, "penalty": penalty, "share": 1.0 / tokens,
             "residual": torch.empty(len(target), levels, dictionary.d_out), "error": torch.empty(len(target), levels),
+            "gate_residual": torch.empty(len(target), dictionary.d_out) if self.kind == compiled.GATED else None,
         }  # fmt: skip
         threshold = dictionary.threshold if isinstance(dictionary, JumpReLU) else None
         vectors: tuple[Tensor | None, ...] = (threshold, None, None, None)
@@ -302,7 +303,7 @@ class CompiledEngine:
             self.kind, len(target), dictionary.d_out, levels, address(self.levels), address(row_ptr), address(entries.idx),
             address(dictionary.W_dec), address(dictionary.b_dec), address(target.contiguous()), address(self.norms),
             *(address(vector) for vector in vectors), penalty, window, 1.0 / tokens, address(entries.val),
-            *(address(found[name]) for name in ("f", "dz", "extra", "extra2", "residual", "error")), torch.get_num_threads(),
+            *(address(found[name]) for name in ("f", "dz", "extra", "extra2", "residual", "gate_residual", "error")), torch.get_num_threads(),
         )  # fmt: skip
         return found
 
@@ -325,7 +326,7 @@ class CompiledEngine:
         outer = found["residual"][:, 0]
         auxiliary = self.auxiliary(x, y, -found["residual"][:, -1] / (2 * found["share"]))
         table = {"level_end": self.levels, "col_ptr": col_ptr, "order": order, "row_of": row_of, "z": entries.val, "x": x, "fired": fired, "norms": self.norms}
-        table |= {name: found[name] for name in ("f", "dz", "extra", "extra2", "residual")} | auxiliary | self._tensors()
+        table |= {name: found[name] for name in ("f", "dz", "extra", "extra2", "residual", "gate_residual")} | auxiliary | self._tensors()
         fields = {name: address(value) for name, value in table.items()}
         first, second = now.rule.betas
         latents = compiled.Latents(
@@ -334,7 +335,8 @@ class CompiledEngine:
             correction1=1 - first ** (now.step + 1), correction2=1 - second ** (now.step + 1), **fields,
         )  # fmt: skip
         self.kernels.update_latents(latents_address(latents), torch.get_num_threads())
-        others = {"b_dec": outer.sum(dim=0)}
+        gates = found["gate_residual"]
+        others = {"b_dec": outer.sum(dim=0) if gates is None else (outer + gates).sum(dim=0)}
         if isinstance(dictionary, Transcoder) and dictionary.settings.skip:
             others["W_skip"] = x.t() @ outer
         factor = None

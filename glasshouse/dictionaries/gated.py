@@ -1,7 +1,9 @@
 """Gated: one path decides which features are on, another how strongly (Rajamanoharan et al. 2024, arXiv 2404.16014, section 3).
 
 pi = (x - center) W_enc + b_enc is the gate; f = 1[pi > 0] ReLU(exp(r_mag) (pi - b_enc) + b_mag). The penalty and an auxiliary
-reconstruction through a frozen decoder act on ReLU(pi) only, so magnitudes are not shrunk. The paper's b_gate is our `b_enc`.
+reconstruction act on ReLU(pi) only, so magnitudes are not shrunk. The paper's b_gate is our `b_enc`. The paper freezes the decoder in the
+auxiliary part and keeps its rows at norm 1; ours are free, and the auxiliary part moves them too (as in SAELens): frozen, the penalty
+would shrink rows whose gates only seem small, and never close a gate.
 """
 
 from __future__ import annotations
@@ -48,12 +50,12 @@ class Gated(Dictionary):
         return self.settings.l1 * warmed(progress, self.settings.l1_warmup)
 
     def loss(self, x: Tensor, y: Tensor, state: TrainState) -> tuple[Tensor, Tensor]:
-        """Squared error, the penalty on open gates, and the gates' own reconstruction through a frozen decoder."""
+        """Squared error, the penalty on open gates, and the gates' own reconstruction."""
         scores = self.score(x)
         features, gates = self.select(scores), scores.relu()
         error = state.note((y - self.decode(features)).square().sum(), len(x))
-        frozen = (y - gates @ self.W_dec.detach() - self.b_dec.detach()).square().sum()
-        return error + (self.penalty(state.progress) * (gates @ self.norms()).sum() + frozen) / len(x), features
+        by_gates = (y - self.decode(gates)).square().sum()
+        return error + (self.penalty(state.progress) * (gates @ self.norms()).sum() + by_gates) / len(x), features
 
     def fold(self, mean: Tensor, scale: Tensor, mean_out: Tensor, scale_out: Tensor) -> Tensor:
         """Magnitude biases have the unit of a feature; r_mag has none."""

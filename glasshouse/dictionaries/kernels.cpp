@@ -190,14 +190,14 @@ enum Kind { PLAIN = 0, PENALISED = 1, JUMP = 2, GATED = 3 };
 
 // Decode, residual and the entries' gradients, one row at a time. levels > 1: nested prefixes ending at level_end[0 .. levels).
 // On return f and dz hold the coefficients of the gradients of W_dec and W_enc, extra that of the threshold (JUMP), residual [rows levels d_out]
-// the gradient of the loss with respect to the reconstruction(s), and error [rows levels] the squared errors.
+// the gradient of the loss with respect to the reconstruction(s), gate_residual [rows d_out] the same for what the gates alone reconstruct (GATED),
+// and error [rows levels] the squared errors.
 void decode_rows(int kind, int64_t rows, int64_t d_out, int64_t levels, const int64_t* level_end, const int64_t* row_ptr, const int32_t* idx,
                  const float* w_dec, const float* b_dec, const float* y, const float* norms, const float* threshold, const float* b_enc,
                  const float* r_mag, const float* b_mag, float penalty, float bandwidth, float share, const float* z, float* f, float* dz,
-                 float* extra, float* extra2, float* residual, float* error, int threads) {
+                 float* extra, float* extra2, float* residual, float* gate_residual, float* error, int threads) {
 #pragma omp parallel num_threads(threads)
     {
-        std::vector<float> gate_guess(kind == GATED ? d_out : 0);
 #pragma omp for schedule(dynamic, 8)
         for (int64_t r = 0; r < rows; ++r) {
             const int64_t from = row_ptr[r], to = row_ptr[r + 1];
@@ -228,11 +228,12 @@ void decode_rows(int kind, int64_t rows, int64_t d_out, int64_t levels, const in
                 for (int64_t j = 0; j < d_out; ++j) out[j] = 2.f * share * out[j] + (later ? later[j] : 0.f);
             }
             if (kind == GATED) {
-                float* guess = gate_guess.data();
+                float* guess = gate_residual + r * d_out;
                 for (int64_t j = 0; j < d_out; ++j) guess[j] = b_dec[j] - target[j];
                 Gather gather(guess, d_out);
                 for (int64_t g = from; g < to; ++g) gather.add(w_dec + idx[g] * d_out, z[g]);
                 gather.finish();
+                for (int64_t j = 0; j < d_out; ++j) guess[j] *= 2.f * share;
             }
             int64_t level = 0;
             for (int64_t g = from; g < to; ++g) {
@@ -249,7 +250,7 @@ void decode_rows(int kind, int64_t rows, int64_t d_out, int64_t levels, const in
                 } else {
                     const float scale = std::exp(r_mag[i]);
                     const float magnitude = f[g] > 0.f ? df : 0.f;
-                    const float gate = 2.f * share * dot(gate_guess.data(), direction, d_out) + penalty * share * norms[i];
+                    const float gate = dot(gate_residual + r * d_out, direction, d_out) + penalty * share * norms[i];
                     dz[g] = gate + magnitude * scale;                       // coefficient of x in the gradient of W_enc
                     extra[g] = magnitude;                                   // b_mag
                     extra2[g] = magnitude * scale * (z[g] - b_enc[i]);      // r_mag
@@ -274,7 +275,7 @@ struct Latents {  // mirrors compiled.Latents, field by field
     const int64_t* col_ptr;
     const int32_t* order;
     const int32_t* row_of;
-    const float *z, *f, *dz, *extra, *extra2, *x, *residual;
+    const float *z, *f, *dz, *extra, *extra2, *x, *residual, *gate_residual;
     float penalty;  // times share
     int kind;
     float *w_dec, *w_enc, *b_enc, *vec, *vec2;          // vec: threshold or b_mag; vec2: r_mag
@@ -311,6 +312,7 @@ void update_latents(const Latents* now, int threads) {
                 if (s.f[e] != 0.f) { to_dec.add(s.residual + (r * s.levels + level) * s.d_out, s.f[e]); ++fired; }
                 if (s.dz[e] != 0.f) to_enc.add(s.x + r * s.d_in, s.dz[e]);
                 if (s.kind == GATED) {  // dz splits into the gate's part, which moves b_enc, and the magnitude's, which does not
+                    to_dec.add(s.gate_residual + r * s.d_out, s.z[e]);
                     gb += s.dz[e] - s.extra[e] * std::exp(s.vec2[i]);
                     gv += s.extra[e];
                     gv2 += s.extra2[e];

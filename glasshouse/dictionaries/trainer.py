@@ -21,6 +21,7 @@ from torch import Tensor
 from glasshouse.dictionaries.base import ARCHITECTURES, Dictionary, training_facts
 from glasshouse.dictionaries.compiled import PLAIN, NoCompiler
 from glasshouse.dictionaries.engines import CompiledEngine, Rule, TorchEngine, Training, kind_of, knows
+from glasshouse.dictionaries.gated import Gated
 from glasshouse.dictionaries.gpu import TritonEngine, obstacle
 from glasshouse.dictionaries.parallel import Alone, Exchange, Replicas, Shards
 from glasshouse.dictionaries.stream import Scaling, Stream, open_stream, scaling_of
@@ -415,8 +416,8 @@ def _row_tensors(dictionary: Dictionary) -> Iterator[tuple[str, Tensor]]:
 def _shard_of(dictionary: Dictionary, exchange: Exchange) -> Dictionary:
     """This process's features, as a dictionary of their own that still knows the whole's k."""
     size, rank = dictionary.d_dict // exchange.shards, torch.distributed.get_rank()
-    if getattr(dictionary, "levels", None) is not None or getattr(dictionary.settings, "skip", False):
-        raise BadValue(f"parallel='features' does not divide {dictionary.architecture} with prefixes or a skip path; use parallel='data'.")
+    if getattr(dictionary, "levels", None) is not None or getattr(dictionary.settings, "skip", False) or isinstance(dictionary, Gated):
+        raise BadValue(f"parallel='features' does not divide {dictionary.architecture} with prefixes, gates or a skip path; use parallel='data'.")
     k = min(dictionary.k, size) if dictionary.k else None
     part = type(dictionary)(dictionary.d_model, size, k, d_out=dictionary.d_out, **dataclasses.asdict(dictionary.settings))
     piece = slice(rank * size, (rank + 1) * size)
