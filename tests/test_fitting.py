@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,6 +20,7 @@ from glasshouse.dictionaries import ARCHITECTURES, Dictionary, fit, fit_many
 from glasshouse.dictionaries import compiled as kernels
 from glasshouse.dictionaries.engines import CompiledEngine, Rule, TorchEngine, Training
 from glasshouse.dictionaries.switching import SwitchingEngine
+from glasshouse.dictionaries.trainer import _shard_of
 from glasshouse.errors import BadValue, OutputFailed
 from glasshouse.models import load
 
@@ -374,7 +376,8 @@ torch.distributed.destroy_process_group()
 def test_two_processes_give_the_losses_of_one(parallel: str, tmp_path: Path) -> None:
     import json
 
-    cases = [("topk", {"k": 4}), ("batchtopk", {"k": 4}), ("relu", {"k": None}), ("jumprelu", {"k": 8})]
+    cases: list[Any] = [("topk", {"k": 4}), ("batchtopk", {"k": 4}), ("relu", {"k": None}), ("jumprelu", {"k": 8})]
+    cases += [("gated", {"k": None, "l1": 2.0})] if parallel == "data" else []
     root, tests = str(Path(__file__).parent.parent), str(Path(__file__).parent)
     script = tmp_path / "worker.py"
     script.write_text(WORKER.format(root=root, tests=tests, cases=cases, parallel=parallel, out=str(tmp_path / "found.json")))
@@ -393,3 +396,21 @@ def test_two_processes_give_the_losses_of_one(parallel: str, tmp_path: Path) -> 
 def test_parallel_without_processes_is_refused() -> None:
     with pytest.raises(BadValue, match="torchrun"):
         fit(rows(), width=16, k=2, batch=BATCH, parallel="data")
+
+
+@pytest.mark.parametrize("arch", ["gated", "matryoshka"])
+def test_what_cannot_be_divided_by_features_is_refused(arch: str) -> None:
+    dictionary = ARCHITECTURES[arch](D_MODEL, WIDTH, K)
+    with pytest.raises(BadValue, match=f"does not divide {arch} .* use parallel='data'"):
+        _shard_of(dictionary, SimpleNamespace(shards=2))  # type: ignore[arg-type]
+
+
+def test_relu_is_clipped_as_its_recipe_says_unless_told_otherwise() -> None:
+    options: dict[str, Any] = {"width": WIDTH, "tokens": 4 * BATCH, "batch": BATCH, "show": False, "engine": "torch"}
+    own, told, free = (fit(rows(), "relu", **options, **more) for more in ({}, {"clip": 1.0}, {"clip": 0.0}))
+    assert [one.about["clip"] for one in (own, told, free)] == [1.0, 1.0, 0.0]
+    assert torch.equal(own.W_dec, told.W_dec)
+    assert not torch.equal(own.W_dec, free.W_dec)
+    assert fit(rows(), "topk", k=K, **options).about["clip"] == 0.0
+    with pytest.raises(BadValue, match="clip -1"):
+        fit(rows(), "relu", clip=-1.0, **options)

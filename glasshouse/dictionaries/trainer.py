@@ -415,9 +415,9 @@ def _row_tensors(dictionary: Dictionary) -> Iterator[tuple[str, Tensor]]:
 
 def _shard_of(dictionary: Dictionary, exchange: Exchange) -> Dictionary:
     """This process's features, as a dictionary of their own that still knows the whole's k."""
-    size, rank = dictionary.d_dict // exchange.shards, torch.distributed.get_rank()
     if getattr(dictionary, "levels", None) is not None or getattr(dictionary.settings, "skip", False) or isinstance(dictionary, Gated):
         raise BadValue(f"parallel='features' does not divide {dictionary.architecture} with prefixes, gates or a skip path; use parallel='data'.")
+    size, rank = dictionary.d_dict // exchange.shards, torch.distributed.get_rank()
     k = min(dictionary.k, size) if dictionary.k else None
     part = type(dictionary)(dictionary.d_model, size, k, d_out=dictionary.d_out, **dataclasses.asdict(dictionary.settings))
     piece = slice(rank * size, (rank + 1) * size)
