@@ -22,7 +22,7 @@ from glasshouse.dictionaries.relu import warmed
 class GatedSettings(Settings):
     """Settings of Gated."""
 
-    l1: float = 8.0
+    l1: float = 4.0
     """Weight of the penalty on open gates, for activations scaled to a mean squared norm of d_model."""
     l1_warmup: float = 0.05
     """Share of the steps over which the penalty grows from 0."""
