@@ -18,7 +18,7 @@ from families import build
 from glasshouse.activations import Harvest, harvest
 from glasshouse.dictionaries import ARCHITECTURES, Dictionary, fit, fit_many
 from glasshouse.dictionaries import compiled as kernels
-from glasshouse.dictionaries.engines import CompiledEngine, Rule, TorchEngine, Training
+from glasshouse.dictionaries.engines import CompiledEngine, Rule, TorchEngine, Training, square_sum
 from glasshouse.dictionaries.switching import SwitchingEngine
 from glasshouse.dictionaries.trainer import _shard_of
 from glasshouse.errors import BadValue, OutputFailed
@@ -414,3 +414,11 @@ def test_relu_is_clipped_as_its_recipe_says_unless_told_otherwise() -> None:
     assert fit(rows(), "topk", k=K, **options).about["clip"] == 0.0
     with pytest.raises(BadValue, match="clip -1"):
         fit(rows(), "relu", clip=-1.0, **options)
+
+
+def test_the_norm_that_clips_is_exact_over_millions_of_numbers() -> None:
+    """torch's own norm of as many float32 at once was off by 3e-4 here, so that engines clipped differently."""
+    many = torch.randn(512, 8192, generator=torch.Generator().manual_seed(0)) * torch.linspace(-3, 3, 8192).exp()
+    few = torch.randn(8192, generator=torch.Generator().manual_seed(1))
+    exact = many.double().square().sum() + few.double().square().sum()
+    assert float(square_sum([many, few])) == pytest.approx(float(exact), rel=2e-6)
