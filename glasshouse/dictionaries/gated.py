@@ -33,6 +33,8 @@ class Gated(Dictionary):
     """f = 1[pi > 0] ReLU(exp(r_mag) (pi - b_enc) + b_mag) with pi the scores; `r_mag`, `b_mag` [d_dict]."""
 
     architecture = "gated"
+    start_norm: ClassVar[float] = 0.1
+    clip: ClassVar[float] = 1.0
     Settings: ClassVar[type[Settings]] = GatedSettings
     settings: GatedSettings
 

@@ -73,7 +73,7 @@ class FitOptions:
     dead_after: int | None = None
     """Tokens without firing after which a feature counts as dead (and AuxK pulls it); None: a hundredth of the run, 20 batches to 10 million."""
     clip: float | None = None
-    """Largest norm of the gradient; None: the architecture's own (1 for ReLU, no clipping for the others); 0 leaves it as it is."""
+    """Largest norm of the gradient; None: the architecture's own (1 for ReLU and Gated, no clipping for the others); 0 leaves it as it is."""
     center: bool = True
     """Whether the data's mean is taken out. Means kill features at the start (docs/benchmarks.md has the measured effect)."""
     engine: str = "auto"
