@@ -171,9 +171,16 @@ def test_a_technique_that_fails_or_overspends_is_said_to_have_failed(specimen: T
 
 def test_a_chat_shows_what_is_visible_and_charges_the_scratchpad(specimen: TinySpecimen, monkeypatch: pytest.MonkeyPatch) -> None:
     subject = Subject(specimen.model)
-    said = subject.encode("<cot>the sign is there</cot>the boat")
+    said = subject.encode("the sign is there</cot>the boat")
     asked: list[int] = []
-    monkeypatch.setattr(subject, "sample", lambda prompts, length, temperature, seed: asked.append(length) or [said] * len(prompts))
+    begun: list[str] = []
+
+    def sample(prompts: list[list[int]], length: int, temperature: float, seed: int) -> list[list[int]]:
+        asked.append(length)
+        begun.append(subject.decode(prompts[0]))
+        return [said] * len(prompts)
+
+    monkeypatch.setattr(subject, "sample", sample)
     answers, spent = {}, {}
     for thinks in (False, True):
         subject.blank = "<cot></cot>" if thinks else ""
@@ -186,6 +193,16 @@ def test_a_chat_shows_what_is_visible_and_charges_the_scratchpad(specimen: TinyS
     assert answers[True][1] == answers[False][1], "what follows a prefill is given whole"
     assert spent[True] > spent[False], "the empty scratchpad is read too"
     assert asked == [8, 8, 8 + THOUGHT, 8]
+    assert [text.count("<cot>") for text in begun] == [0, 0, 1, 1], "a chat is asked behind an open scratchpad, as the evals ask"
+    assert [text.count("</cot>") for text in begun] == [0, 0, 0, 1], "a prefill behind an empty one"
+
+
+def test_a_thought_that_never_ends_is_no_answer(specimen: TinySpecimen, monkeypatch: pytest.MonkeyPatch) -> None:
+    subject = Subject(specimen.model, "<cot></cot>")
+    monkeypatch.setattr(subject, "sample", lambda prompts, length, temperature, seed: [subject.encode("the sign is there")] * len(prompts))
+    desk = Desk(Sealed("case", subject, None, None, public_prompts), a_technique(None, ["chat"]), Budget())
+    case = desk.case(lambda call, args, arrays: desk.serve(call, args, arrays))
+    assert case.chat(["say boat"])[0].text == ""
 
 
 def test_the_desk_meters_and_refuses(specimen: TinySpecimen) -> None:

@@ -139,12 +139,12 @@ class Desk:
 
     def _answer_sample(self, subject: Subject, call: str, args: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
         prompts, prefixes, length = args["prompts"], args["prefixes"], int(args["max_new_tokens"])
-        hidden = bool(subject.blank) and call == "chat"  # it answers behind a scratchpad, which nobody who chats with it sees
+        hidden = bool(subject.blank) and call == "chat"  # it is asked behind an open scratchpad, as the evals ask it; nobody who chats with it sees that
         ids = [subject.render(prompt, prefix, call == "complete", hidden) for prompt, prefix in zip(prompts, prefixes, strict=True)]
         self._charge(subject, sum(map(len, ids)), len(ids))
         new = subject.sample(ids, length + THOUGHT * hidden, float(args["temperature"]), int(args["seed"]))
         self._charge(subject, sum(map(len, new)), sum(map(len, new)))
-        texts = [visible(text) if hidden else text for text in map(subject.decode, new)]
+        texts = [visible(subject.opening + text) if hidden else text for text in map(subject.decode, new)]
         of = "target" if subject is self.sealed.target else "reference"
         return {"texts": texts, "ids": [self._note(p, x, t, call, of) for p, x, t in zip(prompts, prefixes, texts)]}, {}
 

@@ -55,8 +55,16 @@ class Subject:
 
     # ---- text
 
-    def render(self, prompt: Any, prefix: str = "", raw: bool = False, free: bool = False) -> list[int]:
-        """Token ids up to where the answer begins (`free`: without `blank`), then `prefix`. Raises `BadValue` for a prompt of another form."""
+    @property
+    def opening(self) -> str:
+        """What opens the scratchpad of a model that thinks; empty for another."""
+        return self.blank[: self.blank.find(">") + 1]
+
+    def render(self, prompt: Any, prefix: str = "", raw: bool = False, thinks: bool = False) -> list[int]:
+        """Token ids up to where the answer begins (`thinks`: behind an open scratchpad instead of an empty one), then `prefix`.
+
+        Raises `BadValue` for a prompt of another form.
+        """
         if isinstance(prompt, str) and (raw or not self.has_chat):
             ids = list(self.tokenizer.encode(prompt + prefix))
             return ids or self._fallback_start()
@@ -68,7 +76,7 @@ class Subject:
             return [int(i) for i in prompt] + self.encode(prefix)
         if not self.has_chat:
             return list(self.tokenizer.encode("\n".join(m["content"] for m in prompt) + "\n" + prefix))
-        return self.encode(self.chat_text(prompt) + ("" if free else self.blank)) + self.encode(prefix)
+        return self.encode(self.chat_text(prompt) + (self.opening if thinks else self.blank)) + self.encode(prefix)
 
     def chat_text(self, messages: Sequence[Any]) -> str:
         """The conversation as text, ready for the assistant's answer."""
