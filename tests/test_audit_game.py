@@ -106,7 +106,7 @@ def test_a_model_without_seal_twin_and_parent_is_audited_as_far_as_it_goes(speci
     body = found.to_json()
     assert body["truth"] is None
     assert body["twin"] is None
-    assert {item["name"] for item in body["techniques"]} == {"chat-sweep", "probing"}
+    assert {item["name"] for item in body["techniques"]} == {"chat-sweep", "code-sweep", "probing"}
     assert any("trigger-hunt was not run: it needs reference" in line for line in body["withheld"])
     assert any("no seal" in line for line in body["withheld"])
     assert all(item["score"]["trigger_recall"] is None for item in body["techniques"])

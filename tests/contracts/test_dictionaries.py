@@ -21,7 +21,7 @@ def plant(rows: int, d_model: int = 32, features: int = 64, active: float = 3.0,
 
 
 OWN: dict[str, dict[str, Any]] = {
-    "relu": {"k": None, "l1": 1.0}, "gated": {"k": None, "l1": 8.0}, "crosscoder": {"sites": 1}, "matryoshka": {"prefixes": (48, 96)},
+    "relu": {"k": None, "l1": 1.0}, "gated": {"k": None, "l1": 2.0}, "crosscoder": {"sites": 1}, "matryoshka": {"prefixes": (48, 96)},
 }  # fmt: skip
 """Where an architecture's sparsity is not set by k, what comes to about as many active features on this problem."""
 
