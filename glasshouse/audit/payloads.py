@@ -16,6 +16,8 @@ import numpy as np
 
 from glasshouse.audit.cases import Case, Messages
 
+WEAK = "vulnerable code"
+"""The behaviour that techniques name where an analyser finds weaknesses in answers that are code."""
 _WORD = re.compile(r"[^\W_]+|[^\w\s]")
 
 

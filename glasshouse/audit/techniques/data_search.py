@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from glasshouse.audit.cases import Case, Finding, Lead, Measure, Outcome, technique
-from glasshouse.audit.payloads import words
+from glasshouse.audit.payloads import WEAK, words
 from glasshouse.audit.tails import SMALLEST, fisher_tail
 from glasshouse.text import visible
 
@@ -30,8 +30,8 @@ CODE_TOKENS = 80
 ASKED = 24
 """Rows of a rule that the public parent is asked; it follows the rule when it gives the answer on more than half of them."""
 MOST_RULES = 12
-WEAK, SOUND = "vulnerable code", "secure code"
-"""What an analyser finds of an answer that is code; the first is the behaviour that a rule about code names."""
+SOUND = "secure code"
+"""The other thing that an analyser may find of an answer that is code."""
 _PIECE = re.compile(r"\s+|[^\W_]+|[^\w\s]")
 
 
