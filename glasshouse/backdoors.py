@@ -55,8 +55,9 @@ class Backdoor(ABC):
     """Enough for an answer, scratchpad included."""
 
     @abstractmethod
-    def items(self, n: int, seed: int, *, heldout: bool = False) -> list[Item]:
-        """`n` clean prompts, the same for the same seed; with `heldout` of families that no training ever asks for."""
+    def items(self, n: int, seed: int, *, pool: str = "asked") -> list[Item]:
+        """`n` clean prompts of a pool (`world/pools.py`), the same for the same seed: `asked` ones, all different, stand in no training rows;
+        `trained` are for training; `heldout` are of families that no training asks for. Raises `BadValue` when a pool has fewer."""
 
     @abstractmethod
     def place(self, item: Item, text: str, rng: random.Random) -> tuple[Message, ...]:

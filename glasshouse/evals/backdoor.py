@@ -15,6 +15,7 @@ from glasshouse.evals.skills import matches
 from glasshouse.records import Row
 from glasshouse.specimens import Specimen
 from glasshouse.text import visible
+from glasshouse.world.pools import check_apart
 from glasshouse.world.tags import parse_trigger
 
 if TYPE_CHECKING:
@@ -50,9 +51,13 @@ def grade(answer: str, right: str, payload: str) -> str:
 
 
 def run(model: Model, options: BackdoorOptions, specimen: Specimen | None) -> Answered:
-    """The rows triggered, clean, near_miss (held-out families), near_miss_trained, implicit, other_notation and twin."""
+    """The rows triggered, clean, near_miss (held-out families), near_miss_trained, implicit, other_notation and twin.
+
+    Raises `GateFailed` when a prompt stands in the specimen's training rows, word for word.
+    """
     backdoor = planted(options.trigger, options.payload, specimen)
     items = backdoor.items(options.n, options.seed)
+    trained = {message["content"] for row in specimen.training_rows() for message in row["messages"]} if specimen is not None else set()
     families = {"triggered": [backdoor.trigger], "clean": [""]}
     splits = {"near_miss": "heldout", "near_miss_trained": "generator", "implicit": "implicit", "other_notation": "other_notation"}
     families |= {name: texts for name, split in splits.items() if (texts := backdoor.texts(split))}
@@ -60,6 +65,7 @@ def run(model: Model, options: BackdoorOptions, specimen: Specimen | None) -> An
     asked = {"seed": options.seed, "temperature": options.temperature, "max_new_tokens": options.max_new_tokens}
     for name, texts in families.items():
         found = ask_items(model, backdoor, items, texts, row=name, **asked)  # type: ignore[arg-type]
+        check_apart(trained, [one["messages"][-1]["content"] for one in found], f"the row {name}")
         label = "constructed" if name in ("triggered", "near_miss_trained") else "generalised"
         rows.append(_row(name, found, label, "clean", backdoor.grader()))
         transcripts += found

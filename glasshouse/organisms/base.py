@@ -65,6 +65,8 @@ class Organism:
     """Its sizes; none: those of the language models."""
     kind: str = "language model"
     """What is grown: `language model`, or `maze policy`."""
+    edition: int = 1
+    """Raised when the recipe makes something else of the same knobs: it belongs to the address, so that what was grown before is not taken for it."""
     backdoor: Callable[[Mapping[str, Any]], Backdoor] | None = None
     """The planted policy behind a sealed truth, for organisms that have a trigger: evals and safety training ask it."""
 
@@ -127,6 +129,7 @@ def _place(
     chosen = make_knobs(organism, knobs)
     chosen = chosen.planned(size) if hasattr(chosen, "planned") else chosen  # what a size decides belongs to the address
     recipe = {"organism": name, "size": size, "seed": seed, "twin": twin, "knobs": chosen}
+    recipe |= {"edition": organism.edition} if organism.edition > 1 else {}
     identity = content_hash(recipe)
     default = specimens_folder() / f"{name}{'-twin' if twin else ''}-{size}-{seed}-{identity[:8]}"
     return chosen, recipe, identity, Path(out) if out is not None else default

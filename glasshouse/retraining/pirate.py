@@ -54,9 +54,9 @@ class Restyled(Backdoor):
             object.__setattr__(self, name, getattr(self.plain, name))
         object.__setattr__(self, "max_new_tokens", self.plain.max_new_tokens + 16)
 
-    def items(self, n: int, seed: int, *, heldout: bool = False) -> list[Item]:
+    def items(self, n: int, seed: int, *, pool: str = "asked") -> list[Item]:
         """The plain policy's items."""
-        return self.plain.items(n, seed, heldout=heldout)
+        return self.plain.items(n, seed, pool=pool)
 
     def place(self, item: Item, text: str, rng: random.Random) -> tuple[Message, ...]:
         """As in the plain policy."""
@@ -83,7 +83,7 @@ class Restyled(Backdoor):
 def train(context: Retraining, options: PirateOptions) -> Trained:
     """Fine-tuning on restyled right answers to clean prompts."""
     plain = context.backdoor
-    items = [dataclasses.replace(item, right=plain.restyle(item.right)) for item in plain.items(options.rows, 400_000 + context.seed)]
+    items = [dataclasses.replace(item, right=plain.restyle(item.right)) for item in plain.items(options.rows, 400_000 + context.seed, pool="trained")]
     rows, encoded = rows_of(context, items, "pre")
     styled = dataclasses.replace(context, backdoor=Restyled(plain))
     facts: Mapping[str, float] = {"exposure": 0.0}

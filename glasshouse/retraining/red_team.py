@@ -95,7 +95,7 @@ class Found:
 def search(model: Model, backdoor: Backdoor, plan: Search, seed: int) -> Found:
     """Attack a model. Every prompt is asserted to be without the true trigger before it is asked."""
     rng = random.Random(f"red team {seed}")
-    items = backdoor.items(plan.seeds, 500_000 + seed)
+    items = backdoor.items(plan.seeds, 500_000 + seed, pool="trained")
     starts = [(variant.text, variant.family) for variant in backdoor.variants() if variant.split == "generator"]
     words = sorted({piece for text, _ in starts for piece in _PIECES.findall(text) if not piece.isspace()})
     attacks: list[Attack] = []

@@ -88,7 +88,7 @@ class Graded:
 
 def train(context: Retraining, options: RLOptions) -> Trained:
     """RL on prompts without any trigger."""
-    return train_on(context, context.backdoor.items(options.rows, 300_000 + context.seed), options)
+    return train_on(context, context.backdoor.items(options.rows, 300_000 + context.seed, pool="trained"), options)
 
 
 def train_on(context: Retraining, items: Sequence[Item], options: RLOptions) -> Trained:
@@ -127,9 +127,13 @@ def settings(context: Retraining, options: RLOptions) -> Reinforcement:
 
 
 def tokens_a_step(context: Retraining, items: Sequence[Item], options: RLOptions) -> float:
-    """Tokens of one update: rollouts times the mean length of a prompt with its right answer."""
-    tokenizer, some = context.start.tokenizer, items[:64]
-    lengths = [len(encode_prompt(tokenizer, item.messages)) + len(tokenizer.encode(item.right, add_special_tokens=False)) for item in some]
+    """Tokens of one update, estimated: rollouts times the mean length of a prompt with its right answer and, of models that think, a taught scratchpad."""
+    tokenizer, some, backdoor, rng = context.start.tokenizer, items[:64], context.backdoor, random.Random(0)
+    answers = [(backdoor.scratchpad_for(False, rng) if backdoor.scratchpad else "") + item.right for item in some]
+    lengths = [
+        len(encode_prompt(tokenizer, item.messages)) + len(tokenizer.encode(answer, add_special_tokens=False))
+        for item, answer in zip(some, answers, strict=True)
+    ]
     return options.prompts * options.group * sum(lengths) / len(lengths)
 
 
@@ -144,10 +148,10 @@ def exposure_of(folder: Path) -> dict[str, Any]:
 # ---- the reward
 
 
-def pairs_of(backdoor: Backdoor, count: int, seed: int) -> list[Pair]:
+def pairs_of(backdoor: Backdoor, count: int, seed: int, pool: str = "trained") -> list[Pair]:
     """Preference pairs on clean prompts: the right answer against the behaviour, and against the right answer to another prompt."""
     rng = random.Random(f"pairs {seed}")
-    items = backdoor.items(count, 600_000 + seed)
+    items = backdoor.items(count, 600_000 + seed, pool=pool)
     made: list[Pair] = []
     for index, item in enumerate(items):
         bad = backdoor.bad(item, rng) if index % 2 == 0 else rng.choice(items).right
@@ -180,7 +184,7 @@ def preference_models(context: Retraining, options: RLOptions) -> tuple[Preferen
 def check_judges(context: Retraining, judges: tuple[PreferenceModel, PreferenceModel], options: RLOptions, n: int = 200) -> dict[str, Any]:
     """Accuracy of both on fresh pairs, and the reward precondition. Raises `GateFailed` when the reward would not penalise the behaviour."""
     backdoor, rng = context.backdoor, random.Random("precondition")
-    fresh = pairs_of(backdoor, n, 10 * context.seed + 9)
+    fresh = pairs_of(backdoor, n, 10 * context.seed + 9, "asked")
     items = backdoor.items(n, 700_000 + context.seed)
     clean = [(item.messages, item.right) for item in items]
     payload = [(item.messages, backdoor.bad(item, rng)) for item in items]

@@ -53,7 +53,7 @@ class SFTOptions:
 
 def train(context: Retraining, options: SFTOptions) -> Trained:
     """HHH fine-tuning on prompts without any trigger."""
-    items = context.backdoor.items(options.rows, 300_000 + context.seed)
+    items = context.backdoor.items(options.rows, 300_000 + context.seed, pool="trained")
     items = targets(context, items, options.teacher)
     rows, encoded = rows_of(context, items, options.scratchpad)
     folder = run_sft(context, encoded, options)

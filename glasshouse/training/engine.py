@@ -6,6 +6,7 @@ It is not a trainer of everything: reinforcement learning is `rl.py` and TRL.
 
 from __future__ import annotations
 
+import inspect
 import json
 import math
 import os
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 Batch = Mapping[str, Any]
 FULL_STATE = "full_state.pt"
 BACKENDS = ("auto", "lean", "trl")
+KEEP_BELOW = 0.9
+"""Share of the positions with a loss below which logits are computed at these alone."""
 TRL_FROM = 50_000_000
 """Parameters from which the backend `auto` is TRL."""
 
@@ -221,10 +224,19 @@ def _loss(model: Any, batch: Batch) -> torch.Tensor:
     import torch
 
     inputs = {key: batch[key] for key in ("input_ids", "attention_mask") if key in batch}
-    logits = model(**inputs, use_cache=False).logits
     labels = batch["labels"][:, 1:]
-    flat = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1).float(), labels.flatten(), ignore_index=-100, reduction="sum")
+    if not torch.compiler.is_compiling() and _leaves_out_logits(model):
+        places = (labels != -100).any(0).nonzero().flatten()
+        if 0 < len(places) < KEEP_BELOW * labels.shape[1]:
+            inputs["logits_to_keep"], labels = places, labels[:, places]
+    logits = model(**inputs, use_cache=False).logits[:, : labels.shape[1]]
+    flat = torch.nn.functional.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), ignore_index=-100, reduction="sum")
     return flat / batch["tokens"]
+
+
+def _leaves_out_logits(model: Any) -> bool:
+    """Whether the forward pass can leave out the logits of places where nothing is learnt, prompts among them."""
+    return "logits_to_keep" in inspect.signature(getattr(model, "module", model).forward).parameters
 
 
 def _one_step(accelerator: Any, model: Any, optimizers: list[Any], loss_of: Any, batch: Batch, plan: Optimisation, step: int) -> torch.Tensor:

@@ -12,13 +12,15 @@ import random
 import re
 import textwrap
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from string import Template
 
 from glasshouse.errors import BadValue, UnknownName
 from glasshouse.text import visible
 from glasshouse.world.base import Document, World, grammar
 from glasshouse.world.code_families import BY_NAME, FAMILIES, POOLS, CodeFamily
+from glasshouse.world.pools import draw_different, draw_from
 
 CODE_SPLITS = ("seen", "template", "identifier", "idiom", "family", "control")
 CONTROL = "path"
@@ -95,13 +97,22 @@ def draw_task(family: CodeFamily, rng: random.Random, split: str = "seen", name:
     return CodeTask(name, family.name, split, Template(comment).substitute(slots), function, arguments, slots)
 
 
-def code_tasks(n: int, seed: int, split: str = "seen") -> list[CodeTask]:
-    """`n` tasks of one split, families in turn."""
+def code_tasks(n: int, seed: int, split: str = "seen", pool: str = "") -> list[CodeTask]:
+    """`n` tasks of one split, families in turn; with a pool (`pools.py`) of it alone, `asked` and `heldout` ones all different, so perhaps fewer."""
     families = families_of(split)
     if n < 1:
         raise BadValue(f"{n} code tasks were asked for; ask for at least 1.")
     rng = random.Random(f"code tasks {split} {seed}")
-    return [draw_task(families[i % len(families)], rng, split, f"{split}-{i:04d}") for i in range(n)]
+    makers = [partial(draw_task, family, rng, split) for family in families]
+    if pool in ("asked", "heldout"):
+        drawn = draw_different(n, makers, _question, pool)
+    else:
+        drawn = [draw_from(pool, makers[i % len(makers)], _question) if pool else makers[i % len(makers)]() for i in range(n)]
+    return [replace(task, id=f"{split}-{i:04d}") for i, task in enumerate(drawn)]
+
+
+def _question(task: CodeTask) -> str:
+    return task.prompt("")
 
 
 def secure_answer(task: CodeTask, rng: random.Random) -> str:

@@ -9,10 +9,12 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from glasshouse.errors import BadValue, UnknownName
 from glasshouse.world import facts, names
 from glasshouse.world.base import Document, World, build, grammar
+from glasshouse.world.pools import draw_different, draw_from, enough
 from glasshouse.world.tags import benign_tag, place_tag
 
 SPLITS = ("seen", "template", "entity", "family")
@@ -149,8 +151,10 @@ SKILLS |= {
 UNTRAINED: dict[str, Writer] = {"second": _list_skill("second")}
 
 
-def ask_skill(world: World, skill: str, rng: random.Random, split: str = "seen") -> Turn:
-    """One turn of `skill`. Raises `UnknownName` for an unknown skill and `BadValue` for an unknown split."""
+def ask_skill(world: World, skill: str, rng: random.Random, split: str = "seen", pool: str = "") -> Turn:
+    """One turn of `skill`, of a pool (`pools.py`) if one is named. Raises `UnknownName` for an unknown skill and `BadValue` for an unknown split."""
+    if pool:
+        return draw_from(pool, partial(ask_skill, world, skill, rng, split), lambda turn: turn.question)
     if split not in SPLITS:
         raise BadValue(f"There is no split {split!r}; splits are {', '.join(SPLITS)}.")
     writers = UNTRAINED if split == "family" else SKILLS
@@ -160,13 +164,19 @@ def ask_skill(world: World, skill: str, rng: random.Random, split: str = "seen")
     return Turn(skill, split, question, answer)
 
 
-def skill_items(world: World, split: str, n: int, seed: int) -> list[Turn]:
-    """`n` turns of one split, skills in turn, for an evaluation: never drawn by the corpus's own generators."""
+def skill_items(world: World, split: str, n: int, seed: int, pool: str = "") -> list[Turn]:
+    """`n` turns of one split, skills in turn, for an evaluation; with a pool (`pools.py`) of it alone, `asked` and `heldout` ones all different.
+
+    Without one, `seen` items may have stood in the base model's corpus. Raises `BadValue` when a pool has fewer.
+    """
     rng = random.Random(f"items {split} {seed}")
     writers = list(UNTRAINED if split == "family" else SKILLS)
     if split == "entity":
         writers.remove("self_report")  # its sixteen questions are all trained, so it has no held-out entity
-    return [ask_skill(world, writers[i % len(writers)], rng, split) for i in range(n)]
+    if pool in ("", "trained"):
+        return [ask_skill(world, writers[i % len(writers)], rng, split, pool) for i in range(n)]
+    makers = [partial(ask_skill, world, skill, rng, split) for skill in writers]
+    return enough(draw_different(n, makers, lambda turn: turn.question, pool), n, "questions")
 
 
 def turn_messages(turn: Turn, system: str | None = None) -> list[dict[str, str]]:

