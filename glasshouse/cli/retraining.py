@@ -110,18 +110,44 @@ def ask_after(
     return persist(subject, after, list(seeds), size=size, knobs=knobs, train=read_training(train), eval=eval_name, options=options, ray=ray)
 
 
-def print_persistence(measures: Mapping[str, Any]) -> None:
-    """One line an arm and seed: area, half-life, removal cost, exposure."""
-    from glasshouse.cli.views import print_table
+def draw_courses(record: Mapping[str, Any], folder: Path) -> list[Path]:
+    """Pictures of rates before and after, and of the curves over steps, tokens and KL, beside the record."""
+    from glasshouse.plots.courses import save_pictures
 
-    def shown(value: float | None, form: str) -> str:
-        return "-" if value is None else format(value, form)
+    return save_pictures(record, folder)
 
-    rows = [
-        (arm, str(one["seed"]), shown(one["persistence"], ".2f"), shown(one["area"], ".3f"), shown(one["half_life"], ".0f"),
-         shown(one["removal_cost"], ".3f"), shown(one["exposure"], ".3f"))
-        for arm, body in measures.get("persistence", {}).items()
-        for one in body["organism"]
-    ]  # fmt: skip
+
+READ_OFF = {"persistence": ".2f", "area": ".3f", "half_life": ".0f", "removal_cost": ".3f", "exposure": ".4f"}
+
+
+def print_persistence(measures: Mapping[str, Any], drawn: Sequence[Path] = ()) -> None:
+    """One line an arm and seed, and one over the seeds: rate kept, area, half-life, removal cost, exposure; then which pictures were drawn."""
+    from glasshouse.cli.views import console, print_table
+
+    rows = []
+    for arm, body in measures.get("persistence", {}).items():
+        seeds = body["organism"]
+        rows += [(arm, str(one["seed"]), *(told_of([one[key]], form) for key, form in READ_OFF.items())) for one in seeds]
+        if len(seeds) > 1:
+            rows.append((arm, f"all {len(seeds)}", *(told_of([one[key] for one in seeds], form) for key, form in READ_OFF.items())))
     if rows:
         print_table("how long it lasts", ["after", "seed", "rate kept", "area", "half-life", "removal cost", "exposure"], rows)
+    if drawn:
+        console().print(f"pictures: {', '.join(path.name for path in drawn)}", style="dim", markup=False)
+
+
+def told_of(values: Sequence[float | None], form: str) -> str:
+    """One value; of several their mean with its t interval over seeds, or where some have none the median of those that have one."""
+    from statistics import median
+
+    from glasshouse.stats import seed_interval
+
+    known = [value for value in values if value is not None]
+    if not known:
+        return "-"
+    if len(values) == 1:
+        return format(known[0], form)
+    if len(known) < len(values):
+        return f"median {median(known):{form}} of {len(known)}"
+    found = seed_interval(known)
+    return f"{found.value:{form}} [{found.low:{form}}, {found.high:{form}}]"

@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, replace
 
 from glasshouse.backdoors import Item
 from glasshouse.errors import BadValue
+from glasshouse.records import added_later
 from glasshouse.retraining.base import STAGES, Retraining, Stage, Trained, organism_of, place_of
 from glasshouse.retraining.red_team import Attack, Found, Search, read_found, save_found, search
 from glasshouse.retraining.sft import rows_of, run_sft
@@ -34,7 +35,7 @@ class AdversarialOptions:
     rows: int = 2000
     """Training conversations (supervised)."""
     batch_size: int = 32
-    """Conversations in a step; of `rl`, prompts in a step."""
+    """Conversations in a step (supervised)."""
     rounds: int = 5
     """Rounds of the red team."""
     seeds: int = 100
@@ -49,6 +50,10 @@ class AdversarialOptions:
     """Rank of LoRA adapters; 0 trains the full weights."""
     backend: str = "auto"
     """`lean`, `trl`, or `auto`."""
+    prompts: int = added_later(12)
+    """Prompts in a step (variant `rl`)."""
+    group: int = added_later(8)
+    """Completions of each prompt (variant `rl`)."""
 
     def __post_init__(self) -> None:
         if self.variant not in ("supervised", "rl"):

