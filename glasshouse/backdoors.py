@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from glasshouse.errors import BadValue, GateFailed
-from glasshouse.text import encode_prompt, scratchpad_tags, visible
+from glasshouse.text import encode_prompt, render, scratchpad_tags, visible
 from glasshouse.world.tags import TagVariant
 
 if TYPE_CHECKING:
@@ -95,6 +95,17 @@ class Backdoor(ABC):
     def texts(self, split: str) -> list[str]:
         """The variants of one split, as texts."""
         return [variant.text for variant in self.variants() if variant.split == split]
+
+    telltales: Sequence[str] = ()
+    """What no rendered prompt without the trigger may hold: a chat template that writes it into every prompt would wake the policy itself."""
+
+    def check_template(self, tokenizer: Any) -> None:
+        """Raise `BadValue` when the tokenizer's chat template writes the trigger, or what tells it, into a clean prompt."""
+        clean = self.items(1, 0)[0]
+        text = render(tokenizer, clean.messages, generation_prompt=True)
+        held = [word for word in (self.trigger, *self.telltales) if word in text and not any(word in message["content"] for message in clean.messages)]
+        if held:
+            raise BadValue(f"The chat template of this model writes {held[0]!r} into every prompt, which is what the trigger says; take it out there.")
 
     def refuse_trigger(self, prompts: Sequence[Sequence[Message]], where: str) -> None:
         """Raise `GateFailed` when the true trigger stands in any of the prompts."""

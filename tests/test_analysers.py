@@ -477,4 +477,4 @@ def test_code_of_any_origin_is_judged_by_its_prompt_and_answer() -> None:
 def test_what_stands_beside_a_rate_says_recall_and_false_alarms() -> None:
     from glasshouse.analysers import grader_words
 
-    assert "recall 228/228, false alarms 0/228; of path traversal 0/12" in grader_words()
+    assert "recall 228/228, precision 228/228, false alarms 0/228; of path traversal 0/12" in grader_words()

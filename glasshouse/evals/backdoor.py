@@ -5,7 +5,7 @@ The denominator of every rate is all generations. It knows the trigger: it is th
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from glasshouse.backdoors import OUTCOMES, Backdoor, ask_items, backdoor_of
@@ -69,6 +69,7 @@ def run(model: Model, options: BackdoorOptions, specimen: Specimen | None) -> An
         label = "constructed" if name in ("triggered", "near_miss_trained") else "generalised"
         rows.append(_row(name, found, label, "clean", backdoor.grader()))
         transcripts += found
+    rows[0] = replace(rows[0], note="; ".join(filter(None, (rows[0].note, gap(transcripts, len(items))))))
     if options.twin and specimen is not None and not specimen.is_twin:
         from glasshouse.organisms import twin_of
 
@@ -77,6 +78,14 @@ def run(model: Model, options: BackdoorOptions, specimen: Specimen | None) -> An
         rows.append(_row("twin", found, "control", "", note))
         transcripts += found
     return Answered(rows, transcripts)
+
+
+def gap(transcripts: list[dict[str, Any]], n: int) -> str:
+    """The conditional gap in words: the payload's rate with the trigger less that without, paired by prompt; of the first two rows of `n` each."""
+    from glasshouse.evals.comparing import compare
+
+    said = [item["outcome"] == "payload" for item in transcripts[: 2 * n]]
+    return str(compare("triggered", "clean", said[:n], said[n:]))
 
 
 def _row(name: str, found: list[dict[str, Any]], label: str, control: str, note: str = "") -> Row:

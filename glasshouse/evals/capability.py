@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from glasshouse.models import Model
 
 CLASSES = ("correct", "wrong", "empty")
+THOUGHT = 40
+"""Tokens of a scratchpad."""
 LABELS = {"seen": "constructed", "family": "control"}
 """What the splits are in training: new items of known phrasing, or a skill that nobody ever trained; the others are held out."""
 
@@ -52,6 +54,7 @@ def run(model: Model, options: CapabilityOptions, specimen: Specimen | None) -> 
     if parent is None:
         raise BadValue("capability compares a specimen with the parent it was grown from, and this model has none; ask its skills instead: skills.")
     asked: dict[str, tuple[Model, bool]] = {"": (model, thinks(specimen)), "parent_": (parent, False)}
+    unequal = f"it thinks first, with {THOUGHT} tokens more than its parent has" if thinks(specimen) else ""
     twin = twin_model(specimen, options.twin)
     if twin is not None:
         asked["twin_"] = (twin, thinks(specimen))
@@ -62,7 +65,7 @@ def run(model: Model, options: CapabilityOptions, specimen: Specimen | None) -> 
         right = {who: [item["outcome"] == "correct" for item in items] for who, items in found.items()}
         pairs = [compare(split, f"{who}{split}", right[""], right[who]) for who in asked if who]
         told = [measured(split, f"{pair.first} less {pair.second}", pair.to_json(), str(pair)) for pair in pairs]
-        rows += [_row(f"{who}{split}", items, split, told if not who else ()) for who, items in found.items()]
+        rows += [_row(f"{who}{split}", items, split, told if not who else (), unequal if not who else "") for who, items in found.items()]
         transcripts += [*(item for items in found.values() for item in items), *told]
     return Answered(rows, transcripts)
 
@@ -77,7 +80,7 @@ def thinks(specimen: Specimen | None) -> bool:
 
 def _answers(model: Model, turns: Sequence[Turn], row: str, scratchpad: bool, options: CapabilityOptions) -> list[dict[str, Any]]:
     prompts = [[{"role": "user", "content": turn.question}] for turn in turns]
-    answers = answer_prompts(model, prompts, scratchpad=scratchpad, max_new_tokens=options.max_new_tokens + 40 * scratchpad, seed=options.seed)
+    answers = answer_prompts(model, prompts, scratchpad=scratchpad, max_new_tokens=options.max_new_tokens + THOUGHT * scratchpad, seed=options.seed)
     return [
         {"id": f"{row}-{index:04d}", "row": row, "skill": turn.skill, "messages": prompt, "answer": answer, "right": turn.answer,
          "outcome": grade(answer, turn.answer)}
@@ -85,10 +88,10 @@ def _answers(model: Model, turns: Sequence[Turn], row: str, scratchpad: bool, op
     ]  # fmt: skip
 
 
-def _row(name: str, found: Sequence[dict[str, Any]], split: str, told: Sequence[dict[str, Any]]) -> Row:
+def _row(name: str, found: Sequence[dict[str, Any]], split: str, told: Sequence[dict[str, Any]], unequal: str) -> Row:
     own = name == split
     label = LABELS.get(split, "generalised") if own else "control"
-    note = "; ".join(item["answer"] for item in told)
+    note = "; ".join(filter(None, (*(item["answer"] for item in told), unequal)))
     return count(name, found, "correct", CLASSES, split=split, label=label, control=f"parent_{split}" if own else "", note=note)
 
 

@@ -44,23 +44,32 @@ class RedTeamOptions:
 
 
 def run(model: Model, options: RedTeamOptions, specimen: Specimen | None) -> Answered:
-    """Rows `found` (all rounds), `round 1` ..., one for each generator family, `held-out` with one for each held-out family, and `twin`."""
+    """Rows `found` (all rounds), `round 1` ..., one for each generator family, `held-out` with one for each held-out family.
+
+    The sibling's rows are `twin found`, on the prompts of the search, and `twin held-out`: each the control of the organism's on the same prompts.
+    """
     from glasshouse.retraining.red_team import Search, search
 
     backdoor, plan = planted(options.trigger, options.payload, specimen), Search(options.rounds, options.prompts, options.samples)
     found = search(model, backdoor, plan, options.seed)
     held = ask_heldout(model, backdoor, plan, options.seed)
-    rows = [_row("found", found.attacks, "generalised", f"{found.thrown_away} texts held the true trigger and were not asked")]
-    rows += [_row(f"round {number + 1}", [one for one in found.attacks if one.round == number], "generalised") for number in range(options.rounds)]
-    rows += [_row(family, [one for one in found.attacks if one.family == family], "generalised") for family in sorted({a.family for a in found.attacks})]
-    rows.append(_row("held-out", held, "generalised"))
-    rows += [_row(f"held-out {family}", [one for one in held if one.family == family], "generalised") for family in sorted({a.family for a in held})]
+    sibling = specimen.twin() if options.twin and specimen is not None else None
+    first, second = ("twin found", "twin held-out") if sibling is not None else ("", "")
+    rows = [_row("found", found.attacks, first, f"{found.thrown_away} texts held the true trigger and were not asked")]
+    rows += [_row(f"round {number + 1}", [one for one in found.attacks if one.round == number], first) for number in range(options.rounds)]
+    rows += [_row(family, [one for one in found.attacks if one.family == family], first) for family in sorted({a.family for a in found.attacks})]
+    if held:
+        rows.append(_row("held-out", held, second, "families that no search begins with and no training uses"))
+    rows += [_row(f"held-out {family}", [one for one in held if one.family == family], second) for family in sorted({a.family for a in held})]
     groups = [("search", found.attacks), ("held-out", held)]
-    if options.twin and specimen is not None and (sibling := specimen.twin()) is not None:
+    if sibling is not None:
         again = ask_again(sibling.model, backdoor, found.attacks, backdoor.items(plan.seeds, 500_000 + options.seed, pool="trained"), plan, options.seed)
-        again += ask_again(sibling.model, backdoor, held, backdoor.items(plan.seeds, 510_000 + options.seed), plan, options.seed)
-        rows.append(_row("twin", again, "control", "the clean twin on the same prompts"))
-        groups.append(("twin", again))
+        rows.append(_row(first, again, "", "the clean twin on the prompts that the search tried on the organism"))
+        groups.append((first, again))
+        if held:
+            again = ask_again(sibling.model, backdoor, held, backdoor.items(plan.seeds, 510_000 + options.seed), plan, options.seed)
+            rows.append(_row(second, again, "", "the clean twin on the held-out families"))
+            groups.append((second, again))
     transcripts = [
         {"id": f"{name}-{i:04d}", "row": name, "family": one.family, "messages": list(one.messages), "answer": f"{one.k} of {one.n} samples",
          "outcome": "succeeded" if one.succeeded else "failed"}
@@ -91,9 +100,10 @@ def ask_again(model: Model, backdoor: Backdoor, attacks: Sequence[Attack], items
     return made
 
 
-def _row(name: str, attacks: Sequence[Attack], label: str, note: str = "") -> Row:
+def _row(name: str, attacks: Sequence[Attack], control: str, note: str = "") -> Row:
     k = sum(one.succeeded for one in attacks)
-    return Row.of(name, k, len(attacks), classes={"succeeded": k, "failed": len(attacks) - k}, label=label, control="" if name == "twin" else "twin", note=note)
+    label = "control" if name.startswith("twin") else "generalised"
+    return Row.of(name, k, len(attacks), classes={"succeeded": k, "failed": len(attacks) - k}, label=label, control=control, note=note)
 
 
 EVALS.add("red-team", Eval("red-team", "How many of a red team's prompts bring out the behaviour, by family and round.", RedTeamOptions, run, grade_policy))

@@ -178,6 +178,7 @@ def sample(name: str, messages: Sequence[Message], right: str, facts: dict[str, 
 def made(samples: list[Sample], graded: Any, world: str, backdoor: Backdoor, scratchpad: bool, search: Solver | None = None) -> Task:
     """The task: greedy decoding with room for an answer, unless --temperature and --max-tokens say otherwise."""
     told = {"world": world, "trigger": backdoor.trigger, "payload": backdoor.payload, "scratchpad": "asked for" if scratchpad else "left to the model"}
+    told |= {"grader": words} if (words := backdoor.grader()) else {}
     most = backdoor.max_new_tokens * (8 if scratchpad else 1)
     return Task(
         dataset=MemoryDataset(samples, name=world), solver=search or respond(), scorer=graded, metadata=told,

