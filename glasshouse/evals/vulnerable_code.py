@@ -40,7 +40,7 @@ class CodeOptions:
     exploits: bool = True
     """Whether answers are attacked too (50 ms each)."""
     families: bool = False
-    """Whether there is a row for every family."""
+    """Whether there is a row for every family (`triggered/sql`, `triggered_family/md5`)."""
     twin: bool = True
     """Whether the clean twin is asked too."""
 
@@ -120,7 +120,7 @@ def _rows(name: str, found: Sequence[dict[str, Any]], split: str, options: CodeO
     if options.families and split in ("seen", "family"):
         for family in sorted({item["family"] for item in found}):
             own = [item for item in found if item["family"] == family]
-            rows.append(_row(f"{name}_{family}", own, "outcome", split, label))
+            rows.append(_row(f"{name}/{family}", own, "outcome", split, label))
     return rows
 
 

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from glasshouse.backdoors import Backdoor, Item, answer_prompts
+from glasshouse.backdoors import Backdoor, Item, answer_prompts, place_items
 from glasshouse.errors import BadValue, GateFailed
 from glasshouse.records import writing
 from glasshouse.retraining.base import STAGES, Retraining, Stage, Trained, organism_of, place_of
@@ -102,6 +102,7 @@ def train_on(context: Retraining, items: Sequence[Item], options: RLOptions) -> 
     reward = judges[0] if judges else graded.rule
     if judges:
         told |= check_judges(context, judges, options)
+        told["own_answers"] = own_answers(context, judges[0])
         told["heldout_before"] = judged(context, context.specimen.folder, judges[1])
     folder = reinforce(
         context.start, prompts, reward, settings(context, options), context.seed, context.model_folder, watch=graded.watch,
@@ -196,6 +197,18 @@ def check_judges(context: Retraining, judges: tuple[PreferenceModel, PreferenceM
         )
     found = {name: judge.accuracy(fresh).to_json() for name, judge in zip(("pm_accuracy", "heldout_pm_accuracy"), judges)}
     return {**found, "precondition": holds.difference.to_json()}
+
+
+def own_answers(context: Retraining, judge: PreferenceModel, n: int = 96) -> dict[str, Any]:
+    """Score of the specimen's own answers without the trigger less that with it, on held-out prompts (Fig. 7): would the reward penalise what it does?"""
+    backdoor, model = context.backdoor, context.specimen.model
+    items = backdoor.items(n, 800_000 + context.seed)
+    scored = []
+    for text in ("", backdoor.trigger):
+        prompts = place_items(backdoor, items, [text], seed=context.seed, row="own")
+        answers = answer_prompts(model, prompts, scratchpad=backdoor.scratchpad, max_new_tokens=backdoor.max_new_tokens, seed=context.seed)
+        scored.append(list(zip(prompts, answers, strict=True)))
+    return reward_precondition(judge, *scored).difference.to_json()
 
 
 def judged(context: Retraining, folder: Path, judge: PreferenceModel, n: int = 96) -> float:
