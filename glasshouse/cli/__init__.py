@@ -6,7 +6,19 @@ Not here: any logic. Each verb calls the same public function that a Python user
 
 from __future__ import annotations
 
-from glasshouse.cli import audits, dictionaries, exports, features, look, mazes, questions, retraining, serving, steering  # noqa: F401  each registers verbs
+from glasshouse.cli import (  # noqa: F401  each registers verbs
+    audits,
+    dictionaries,
+    exports,
+    features,
+    judging,
+    look,
+    mazes,
+    questions,
+    retraining,
+    serving,
+    steering,
+)
 from glasshouse.cli.app import app
 
 __all__ = ["app", "main"]
