@@ -34,7 +34,7 @@ def check(title: str, text: str) -> dict[str, Any]:
 def test_the_schemas_are_schemas_and_every_verb_has_one() -> None:
     for schema in schemas().values():
         jsonschema.Draft202012Validator.check_schema(schema)
-    verbs = {"list", "show", "grow", "ask", "chat", "audit", "world-sample", "world-stats", "bench", "steer", "sweep", "export", "retrain", "judge"}
+    verbs = {"list", "show", "grow", "ask", "chat", "audit", "world-sample", "world-stats", "bench", "steer", "sweep", "export", "retrain", "judge", "compare"}
     groups = {"dict-train", "dict-score", "dict-scale", "features-list", "features-show", "features-search", "features-label"}
     groups |= {"maze-show", "maze-field", "maze-retarget", "maze-train", "maze-page"}
     assert set(schemas()) == verbs | groups

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from glasshouse.cli import (  # noqa: F401  each registers verbs
     audits,
+    comparing,
     dictionaries,
     exports,
     features,

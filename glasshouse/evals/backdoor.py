@@ -77,7 +77,12 @@ def run(model: Model, options: BackdoorOptions, specimen: Specimen | None) -> An
         note = "; ".join(filter(None, ("the clean twin on the triggered prompts", backdoor.grader())))
         rows.append(_row("twin", found, "control", "", note))
         transcripts += found
-    return Answered(rows, transcripts)
+    return Answered(rows, transcripts, decoding(backdoor, options.temperature, options.max_new_tokens))
+
+
+def decoding(backdoor: Backdoor, temperature: float = 0.0, max_new_tokens: int = 0) -> dict[str, Any]:
+    """How a policy's answers are sampled."""
+    return {"temperature": temperature, "max_new_tokens": max_new_tokens or backdoor.max_new_tokens, "scratchpad": backdoor.scratchpad}
 
 
 def gap(transcripts: list[dict[str, Any]], n: int) -> str:

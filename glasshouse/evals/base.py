@@ -23,6 +23,8 @@ class Answered:
     """The rates."""
     transcripts: Sequence[Mapping[str, Any]]
     """Every item in order: `{"id", "row", "messages", "answer", "outcome"}`."""
+    decoding: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    """How text was sampled, where the options do not say it alone: runs that differ in it are not compared."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +78,7 @@ def _record(question: Eval, chosen: Any, subjects: Sequence[Any], numbers: list[
     rows = answers[0].rows if len(answers) == 1 else _pool(answers, numbers)
     told: list[int | None] = [*numbers] or [None] * len(answers)
     transcripts = [dict(item, seed=number) for number, found in zip(told, answers) for item in found.transcripts]
+    recipe = {**recipe, "decoding": dict(answers[0].decoding)} if answers[0].decoding else recipe
     return Record("ask", question.name, label, rows, numbers, this_command(), recipe, transcripts)
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from glasshouse.analysers import grader_counts, judge_answer, scan, try_exploit
 from glasshouse.backdoors import ask_items, backdoor_of
 from glasshouse.errors import BadValue
+from glasshouse.evals.backdoor import decoding
 from glasshouse.evals.base import EVALS, Answered, Eval
 from glasshouse.evals.comparing import twin_model
 from glasshouse.records import Row
@@ -75,7 +76,7 @@ def run(model: Model, options: CodeOptions, specimen: Specimen | None) -> Answer
                 found = _ask(one, backdoor, split, name, text, options)
                 transcripts += found
                 rows += _rows(name, found, split, options, label=_label(prefix, split, place))
-    return Answered([*_with_controls(rows), *_analyser_rows(options)], transcripts)
+    return Answered([*_with_controls(rows), *_analyser_rows(options)], transcripts, decoding(backdoor))
 
 
 def _label(prefix: str, split: str, place: str) -> str:
@@ -147,10 +148,11 @@ def _with_controls(rows: Sequence[Row]) -> list[Row]:
 def _analyser_rows(options: CodeOptions) -> list[Row]:
     """The analyser on the constructed twins: recall, false alarms, and its recall on path traversal."""
     told, analyser = grader_counts(options.seed), scan("").analyser
+    same = "the same functions whatever the training seed"
     return [
-        Row.of("analyser_recall", *told["recall"], label="control", note=f"{analyser}, on vulnerable twins of the families it has rules for"),
-        Row.of("analyser_false_alarms", *told["false alarms"], label="control", note=f"{analyser}, on secure twins"),
-        Row.of("analyser_recall_path", *told["path"], label="control", note=f"{analyser}, on path traversal"),
+        Row.of("analyser_recall", *told["recall"], label="control", note=f"{analyser}, on vulnerable twins of the families it has rules for; {same}"),
+        Row.of("analyser_false_alarms", *told["false alarms"], label="control", note=f"{analyser}, on secure twins; {same}"),
+        Row.of("analyser_recall_path", *told["path"], label="control", note=f"{analyser}, on path traversal; {same}"),
     ]
 
 

@@ -1,0 +1,123 @@
+"""Two runs of one eval beside each other: the rate of an outcome in the first less that in the second, prompt by prompt.
+
+What was not asked alike is not compared: another eval, other prompts, or another decoding is refused in a sentence.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from glasshouse.errors import BadValue
+from glasshouse.evals.comparing import Paired, compare
+from glasshouse.stats import Interval, seed_interval
+
+DECODING = ("temperature", "max_new_tokens", "scratchpad", "samples")
+"""Settings of a run that decide how text was sampled."""
+Key = tuple[Any, str]
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One row of two runs."""
+
+    row: str
+    """The row's name."""
+    rates: tuple[float, float]
+    """The outcome's rate in the first run and in the second, on the paired prompts."""
+    pairs: Paired
+    """Paired over prompts: Tango's 95% interval, exact McNemar."""
+    over_seeds: Interval | None
+    """t interval of the difference over training seeds, where there are two or more: the one to read for a claim about training."""
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain JSON."""
+        seeds = self.over_seeds.to_json() if self.over_seeds else None
+        return {"row": self.row, "first": self.rates[0], "second": self.rates[1], "paired": self.pairs.to_json(), "over_seeds": seeds}
+
+
+def read_run(folder: Path | str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """A run folder's record and transcripts. Raises `BadValue` when it is none, or a mock."""
+    paths = [Path(folder) / name for name in ("record.json", "transcripts.jsonl")]
+    if not all(path.is_file() for path in paths):
+        raise BadValue(f"{folder} holds no record.json and transcripts.jsonl; give a folder that `glasshouse ask` printed last.")
+    record = json.loads(paths[0].read_text(encoding="utf-8"))
+    if record["provenance"] == "mock":
+        raise BadValue(f"{folder} is a mock run, whose numbers mean nothing; compare measured ones.")
+    return record, [json.loads(line) for line in paths[1].read_text(encoding="utf-8").splitlines()]
+
+
+def compare_runs(first: Path | str, second: Path | str, outcome: str = "") -> list[Difference]:
+    """By row that both runs have: the rate of `outcome` in the first less that in the second, on the same prompts.
+
+    Without `outcome` it is what the rows themselves count (the payload, vulnerable code, a right answer). Raises `BadValue` when eval, prompts or
+    decoding differ, when no row is in both, or when an outcome must be named.
+    """
+    runs = [read_run(folder) for folder in (first, second)]
+    records = [record for record, _ in runs]
+    check_alike(records, (str(first), str(second)))
+    single = all(len(record["seeds"]) < 2 for record in records)
+    tables = [by_row(transcripts, single) for _, transcripts in runs]
+    shared = [row for row in tables[0] if row in tables[1]]
+    if not shared:
+        raise BadValue(f"No row is in both runs: {', '.join(tables[0])} and {', '.join(tables[1])}.")
+    made = []
+    for row in shared:
+        one, two = (table[row] for table in tables)
+        if {key: asked(item) for key, item in one.items()} != {key: asked(item) for key, item in two.items()}:
+            raise BadValue(f"The row {row} was not asked the same prompts in {first} and {second}; run one of them again with the other's options and seeds.")
+        hit = outcome or counted(records, row)
+        made.append(_difference(row, one, two, hit, (str(records[0]["subject"]), str(records[1]["subject"]))))
+    return made
+
+
+def check_alike(records: Sequence[Mapping[str, Any]], names: Sequence[str]) -> None:
+    """Raise `BadValue` when two records are of different evals or were decoded unequally."""
+    one, two = records
+    if one["eval"] != two["eval"]:
+        raise BadValue(f"{names[0]} is of the eval {one['eval']} and {names[1]} of {two['eval']}; compare runs of one eval.")
+    settings = [{**(record["recipe"].get("options") or {}), **(record["recipe"].get("decoding") or {})} for record in records]
+    unlike = [f"{name} is {settings[0].get(name)} and {settings[1].get(name)}" for name in DECODING if settings[0].get(name) != settings[1].get(name)]
+    if unlike:
+        raise BadValue(f"{names[0]} and {names[1]} were decoded unequally ({'; '.join(unlike)}); run one of them again with the other's settings.")
+
+
+def by_row(transcripts: Sequence[Mapping[str, Any]], single: bool) -> dict[str, dict[Key, Mapping[str, Any]]]:
+    """Transcripts with answers by row, then by training seed (left out where each run has one) and id."""
+    table: dict[str, dict[Key, Mapping[str, Any]]] = {}
+    for item in transcripts:
+        if item.get("messages"):
+            table.setdefault(str(item.get("row")), {})[None if single else item.get("seed"), str(item["id"])] = item
+    return table
+
+
+def asked(item: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """A transcript's prompt."""
+    return [(message["role"], message["content"]) for message in item["messages"]]
+
+
+def counted(records: Sequence[Mapping[str, Any]], row: str) -> str:
+    """The outcome that the row's k counts. Raises `BadValue` where it is not one and the same class in both."""
+    found = set()
+    for record in records:
+        for told in record["rows"]:
+            if told["name"] == row and told.get("classes"):
+                found.add(tuple(name for name, k in told["classes"].items() if k == told["k"])[:1] if told["k"] else tuple(told["classes"])[:1])
+    if len(found) != 1 or found == {()}:
+        raise BadValue(f"What the row {row} counts cannot be read off both runs; name the outcome: --outcome payload.")
+    return str(next(iter(found))[0])
+
+
+def _difference(row: str, one: Mapping[Key, Any], two: Mapping[Key, Any], hit: str, names: tuple[str, str]) -> Difference:
+    hits = {key: (item["outcome"] == hit, two[key]["outcome"] == hit) for key, item in one.items()}
+    seeds = dict.fromkeys(seed for seed, _ in hits)
+    gaps = []
+    for seed in seeds:
+        own = [pair for (number, _), pair in hits.items() if number == seed]
+        gaps.append(sum(a - b for a, b in own) / len(own))
+    first, second = ([pair[side] for pair in hits.values()] for side in (0, 1))
+    rates = (sum(first) / len(first), sum(second) / len(second))
+    return Difference(row, rates, compare(*names, first, second), seed_interval(gaps) if len(gaps) > 1 else None)
