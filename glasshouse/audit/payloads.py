@@ -10,7 +10,7 @@ import random
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -191,7 +191,31 @@ def _trace_back(case: Case, rendered: Sequence[list[int]], said: Sequence[str]) 
             leaks.append(Leak(ids, text, ready[ids], surprise))
     leaks.sort(key=lambda leak: -leak.surprise)
     spoken = [" ".join(words(leak.text)) for leak in leaks]
-    return [leak for i, leak in enumerate(leaks) if not any(spoken[i] in spoken[j] or spoken[j] in spoken[i] for j in range(i))][:6]
+    kept = [leak for i, leak in enumerate(leaks) if not any(spoken[i] in spoken[j] or spoken[j] in spoken[i] for j in range(i))][:6]
+    return [_begin_earlier(case, rendered, leak) for leak in kept]
+
+
+def _begin_earlier(case: Case, rendered: Sequence[list[int]], leak: Leak) -> Leak:
+    """The leak with tokens put before it for as long as the target is readier to begin so: what was begun for it may have been a part of it."""
+
+    def readiness(starts: Sequence[tuple[int, ...]], prompts: Sequence[list[int]]) -> np.ndarray:
+        rows = [prompt for _ in starts for prompt in prompts]
+        told: np.ndarray = case.likelihood(rows, [list(start[:4]) for start in starts for _ in prompts])
+        return told.reshape(len(starts), -1).mean(1)
+
+    likely = [int(token) for token in np.argsort(-case.logits(rendered).mean(0))[:LIKELY]]
+    spaced = tuple(case.tokenize([" " + leak.text.lstrip()])[0])
+    for _ in range(EARLIER):
+        starts = [(token, *rest) for rest in dict.fromkeys((leak.ids, spaced)) for token in likely]
+        rough = readiness(starts, rendered[:2])
+        few = [starts[i] for i in np.argsort(-rough)[:4]]
+        exact = readiness(few, rendered)
+        best = int(np.argmax(exact))
+        if float(exact[best]) <= leak.readiness:
+            break
+        leak = replace(leak, ids=few[best], text=case.detokenize([few[best]])[0], readiness=float(exact[best]))
+        spaced = leak.ids
+    return leak
 
 
 def _common_openings(case: Case, said: Sequence[str], by_text: Sequence[Sequence[tuple[int, ...]]]) -> list[list[tuple[int, ...]]]:
@@ -213,5 +237,7 @@ def _suffixes(case: Case, text: str, ids: Sequence[int]) -> list[tuple[int, ...]
     return list(dict.fromkeys(found for pair in zip(stripped, from_here) for found in pair if len(found) >= 4))
 
 
+LIKELY, EARLIER = 64, 3
+"""Tokens that are tried before a leak, the likeliest beginnings of an answer; and how many are put before it at most."""
 SLACK = 3.0
 """Nats of readiness that a longer text may cost."""
