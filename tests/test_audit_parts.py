@@ -1,10 +1,9 @@
 """The audit's parts without a model: wire, tails, phrases, scoring, data rules."""
 
 import socket
-
-import numpy as np
 from typing import Any
 
+import numpy as np
 import pytest
 from scipy import stats as scipy_stats
 
