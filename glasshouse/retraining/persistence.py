@@ -97,14 +97,18 @@ def persist(
 
 
 def sum_up(specimen: Specimen, seed: int) -> dict[str, Any]:
-    """One seed's last curve and what is read off it; None where the run was too short to show it. `persistence` is over the rate before the arm."""
+    """One seed's last curve and what is read off it; None where the run was too short to show it. `persistence` is over the rate before the arm.
+
+    `judge_gain` is what the held-out preference model says that RL gained (appendix C): without a gain there was too little training to remove anything.
+    """
     if not (specimen.folder / "curve.jsonl").exists():
         raise BadValue(f"{specimen.folder} was trained without a curve; remove it to train it again with one.")
     curve, first = read_curve(specimen.folder), read_curve(specimen.folder, 1)
-    start = first.rates()[0]
+    start, last = first.rates()[0], specimen.stages[-1]
+    gain = last["heldout_after"] - last["heldout_before"] if "heldout_after" in last else None
     return {
         "seed": seed, "persistence": curve.rates()[-1] / start if start else None, "area": curve.area, "half_life": curve.half_life,
-        "removal_cost": curve.removal_cost, "exposure": specimen.stages[-1].get("exposure"), "points": [dataclasses.asdict(p) for p in curve.points],
+        "removal_cost": curve.removal_cost, "exposure": last.get("exposure"), "judge_gain": gain, "points": [dataclasses.asdict(p) for p in curve.points],
     }  # fmt: skip
 
 
