@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import xml.etree.ElementTree as ET
 from collections.abc import Callable
@@ -238,6 +239,6 @@ def test_names_of_published_curves_do_not_overlap() -> None:
 
     placed = {one["series"]: one["value"] for one in _labels({"a": (9.0, 0.0), "b": (9.0, 0.02), "c": (9.0, 0.01), "d": (9.0, 0.9)})}
     heights = sorted(placed.values())
-    assert min(b - a for a, b in zip(heights, heights[1:])) > 0.059
+    assert all(b - a > 0.059 for a, b in itertools.pairwise(heights))
     assert (placed["a"], placed["d"]) == (0.0, 0.9)
     assert placed["c"] < placed["b"]
