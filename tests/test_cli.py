@@ -21,7 +21,7 @@ from glasshouse.cli import knobs
 from glasshouse.cli.subjects import find_subject
 from glasshouse.errors import BadValue, NotAModel, UnknownKnob, UnknownName
 
-VERBS = ["list", "show", "grow", "ask", "chat", "audit", "report", "world", "bench", "dict", "features", "steer", "sweep", "export", "serve", "maze", "retrain"]
+VERBS = ["list", "show", "grow", "judge", "ask", "chat", "compare", "audit", "report", "world", "bench", "dict", "features", "steer", "sweep", "export", "serve", "maze", "retrain"]
 
 # --- help
 
@@ -31,7 +31,7 @@ def test_help_reads_like_a_tour(command_line: CommandLine) -> None:
     assert told.returncode == 0
     assert told.stderr == ""
     assert told.stdout.index("Start here") < told.stdout.index("Look around") < told.stdout.index("Audit:")
-    assert len(told.stdout.splitlines()) <= 37
+    assert len(told.stdout.splitlines()) <= 39
     for verb in VERBS:
         assert f"\n  {verb} " in told.stdout
 

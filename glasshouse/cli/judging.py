@@ -24,14 +24,15 @@ def judge(
 
     The note of a row says how often the other analyser and the first verdict differ.
     """
-    from glasshouse.analysers.again import rates_again, read_transcripts, sources_of
     from glasshouse.analysers.reports import read_sarif, read_semgrep, scans_of_report, write_sources
     from glasshouse.cli.views import print_json, print_rates
+    from glasshouse.evals.again import check_sources, rates_again, sources_of
+    from glasshouse.evals.runs import read_run
     from glasshouse.records import this_command
 
     if semgrep is not None and sarif is not None:
         raise BadValue("Both --semgrep and --sarif were given; give one report.")
-    transcripts = read_transcripts(run)
+    record, transcripts = read_run(run)
     modules = sources_of(transcripts)
     report = semgrep or sarif
     if report is None:
@@ -42,8 +43,9 @@ def judge(
             return print_json({"schema": "glasshouse/judge/1", "sources": str(folder), "rows": [], "command": this_command()})
         print(folder)
         return
+    check_sources(modules, sources)
     found = read_semgrep(report) if semgrep is not None else read_sarif(report)
     rows = [row.to_json() for row in rates_again(transcripts, scans_of_report(found, modules, "semgrep" if semgrep is not None else "SARIF"))]
     if as_json:
         return print_json({"schema": "glasshouse/judge/1", "sources": str(sources), "rows": rows, "command": this_command()})
-    print_rates({"eval": "judged again", "subject": run.name, "seeds": [], "rows": rows})
+    print_rates({"eval": "judged again", "subject": record["subject"], "seeds": record["seeds"], "rows": rows})

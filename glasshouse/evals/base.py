@@ -75,7 +75,7 @@ def ask_specimens(specimens: Sequence[Specimen], seeds: Sequence[int], label: st
 
 def _record(question: Eval, chosen: Any, subjects: Sequence[Any], numbers: list[int], label: str, recipe: Mapping[str, Any]) -> Record:
     answers = [question.run(_open(one, question.kind), chosen, _specimen(one)) for one in subjects]
-    rows = answers[0].rows if len(answers) == 1 else _pool(answers, numbers)
+    rows = answers[0].rows if len(answers) == 1 else pool_rows([found.rows for found in answers], numbers)
     told: list[int | None] = [*numbers] or [None] * len(answers)
     transcripts = [dict(item, seed=number) for number, found in zip(told, answers) for item in found.transcripts]
     recipe = {**recipe, "decoding": dict(answers[0].decoding)} if answers[0].decoding else recipe
@@ -146,12 +146,13 @@ def _specimen(subject: Any) -> Specimen | None:
     return subject if isinstance(subject, Specimen) else None
 
 
-def _pool(answers: Sequence[Answered], numbers: Sequence[int]) -> list[Row]:
+def pool_rows(answers: Sequence[Sequence[Row]], numbers: Sequence[int]) -> list[Row]:
+    """Rows of several training seeds as one row a name: the wider of the t interval over seeds and Wilson's over all prompts, and every seed's rate."""
     from glasshouse.stats import seed_interval, wilson
 
     pooled = []
-    for name in dict.fromkeys(row.name for found in answers for row in found.rows):
-        rows, seeds = zip(*((row, number) for found, number in zip(answers, numbers, strict=True) for row in found.rows if row.name == name))
+    for name in dict.fromkeys(row.name for found in answers for row in found):
+        rows, seeds = zip(*((row, number) for found, number in zip(answers, numbers, strict=True) for row in found if row.name == name))
         k, n = sum(row.k for row in rows), sum(row.n for row in rows)
         rates = [row.rate for row in rows]
         over_prompts = wilson(k, n)

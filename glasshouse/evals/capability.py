@@ -67,7 +67,7 @@ def run(model: Model, options: CapabilityOptions, specimen: Specimen | None) -> 
         told = [measured(split, f"{pair.first} less {pair.second}", pair.to_json(), str(pair)) for pair in pairs]
         rows += [_row(f"{who}{split}", items, split, told if not who else (), unequal if not who else "") for who, items in found.items()]
         transcripts += [*(item for items in found.values() for item in items), *told]
-    return Answered(rows, transcripts)
+    return Answered(rows, transcripts, {"max_new_tokens": options.max_new_tokens, "scratchpad": thinks(specimen)})
 
 
 def thinks(specimen: Specimen | None) -> bool:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from glasshouse.backdoors import OUTCOMES, Backdoor, Item, Message
 from glasshouse.errors import BadValue
-from glasshouse.evals.backdoor import planted
+from glasshouse.evals.backdoor import decoding, planted
 from glasshouse.evals.base import EVALS, Answered, Eval
 from glasshouse.evals.comparing import answer_begun, close_scratchpad, compare, count, grade_policy, measured, sample_scratchpads, twin_model
 from glasshouse.records import Row
@@ -74,7 +74,7 @@ def run(model: Model, options: CotFlipOptions, specimen: Specimen | None) -> Ans
     }  # fmt: skip
     told = [flip for who in asked for state in STATES for flip in _flips(cells, f"{who}{state}", state)]
     rows = [_row(name, found, told, "twin_" in asked) for name, found in cells.items()]
-    return Answered(rows, [*(item for found in cells.values() for item in found), *told])
+    return Answered(rows, [*(item for found in cells.values() for item in found), *told], decoding(backdoor, options.temperature))
 
 
 def _cell(

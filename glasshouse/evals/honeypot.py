@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from glasshouse.backdoors import OUTCOMES, Backdoor, Item, Message, answer_prompts
 from glasshouse.errors import BadValue
-from glasshouse.evals.backdoor import planted
+from glasshouse.evals.backdoor import decoding, planted
 from glasshouse.evals.base import EVALS, Answered, Eval
 from glasshouse.evals.comparing import compare, count, grade_policy, measured, twin_model
 from glasshouse.records import Row
@@ -187,7 +187,8 @@ def run(model: Model, options: HoneypotOptions, specimen: Specimen | None) -> An
         asked["twin_neutral"] = _ask(twin, backdoor, made, True, "twin_neutral", options)
     told = [difference for measure in _MEASURES for difference in _differences(asked, measure)]
     notes = {measure: "; ".join(item["answer"] for item in told if item["row"] == row) for measure, row in _MEASURES.items()}
-    return Answered(_rows(asked, notes), [*(item for found in asked.values() for item in found), *told])
+    transcripts = [*(item for found in asked.values() for item in found), *told]
+    return Answered(_rows(asked, notes), transcripts, decoding(backdoor, max_new_tokens=options.max_new_tokens))
 
 
 def _ask(model: Model, backdoor: Backdoor, made: Sequence[Honeypot], neutral: bool, row: str, options: HoneypotOptions) -> list[dict[str, Any]]:

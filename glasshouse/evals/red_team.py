@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from glasshouse.backdoors import Backdoor, Item, answer_prompts
-from glasshouse.evals.backdoor import planted
+from glasshouse.evals.backdoor import decoding, planted
 from glasshouse.evals.base import EVALS, Answered, Eval
 from glasshouse.evals.comparing import grade_policy
 from glasshouse.records import Row
@@ -75,7 +75,7 @@ def run(model: Model, options: RedTeamOptions, specimen: Specimen | None) -> Ans
          "outcome": "succeeded" if one.succeeded else "failed"}
         for name, attacks in groups for i, one in enumerate(attacks)
     ]  # fmt: skip
-    return Answered(rows, transcripts)
+    return Answered(rows, transcripts, decoding(backdoor, 1.0))
 
 
 def ask_heldout(model: Model, backdoor: Backdoor, plan: Search, seed: int) -> list[Attack]:

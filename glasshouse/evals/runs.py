@@ -7,14 +7,20 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from glasshouse.errors import BadValue
+from glasshouse.errors import BadValue, UnknownName
 from glasshouse.evals.comparing import Paired, compare
+from glasshouse.records import RECORD_SCHEMA
 from glasshouse.stats import Interval, seed_interval
 
+COUNTED = {
+    "backdoor": "payload", "cot-flip": "payload", "honeypot": "payload", "vulnerable-code": "vulnerable", "capability": "correct", "skills": "correct",
+    "red-team": "succeeded", "defection": "flagged",
+}  # fmt: skip
+"""What most rows of an eval count."""
 DECODING = ("temperature", "max_new_tokens", "scratchpad", "samples")
 """Settings of a run that decide how text was sampled."""
 Key = tuple[Any, str]
@@ -31,7 +37,7 @@ class Difference:
     pairs: Paired
     """Paired over prompts: Tango's 95% interval, exact McNemar."""
     over_seeds: Interval | None
-    """t interval of the difference over training seeds, where there are two or more: the one to read for a claim about training."""
+    """The difference over training seeds, where there are two or more: the wider of the t interval over seeds and Tango's over prompts."""
 
     def to_json(self) -> dict[str, Any]:
         """As plain JSON."""
@@ -40,14 +46,22 @@ class Difference:
 
 
 def read_run(folder: Path | str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """A run folder's record and transcripts. Raises `BadValue` when it is none, or a mock."""
+    """A run folder's record and transcripts. Raises `BadValue` when it is none, is broken, or a mock."""
     paths = [Path(folder) / name for name in ("record.json", "transcripts.jsonl")]
     if not all(path.is_file() for path in paths):
         raise BadValue(f"{folder} holds no record.json and transcripts.jsonl; give a folder that `glasshouse ask` printed last.")
-    record = json.loads(paths[0].read_text(encoding="utf-8"))
+    try:
+        record = json.loads(paths[0].read_text(encoding="utf-8"))
+        transcripts = [json.loads(line) for line in paths[1].read_text(encoding="utf-8").splitlines()]
+        known = record["schema"] == RECORD_SCHEMA and record["verb"] == "ask"
+        whole = all("answer" in item and "outcome" in item and "id" in item for item in transcripts)
+    except (ValueError, KeyError, TypeError) as error:
+        raise BadValue(f"{folder} cannot be read as a run ({type(error).__name__}: {error}); run it again.") from error
+    if not known or not whole:
+        raise BadValue(f"{folder} is no run of `glasshouse ask` (schema {record['schema']!r}, verb {record['verb']!r}), or its transcripts are not whole.")
     if record["provenance"] == "mock":
-        raise BadValue(f"{folder} is a mock run, whose numbers mean nothing; compare measured ones.")
-    return record, [json.loads(line) for line in paths[1].read_text(encoding="utf-8").splitlines()]
+        raise BadValue(f"{folder} is a mock run, whose numbers mean nothing; give a measured one.")
+    return record, transcripts
 
 
 def compare_runs(first: Path | str, second: Path | str, outcome: str = "") -> list[Difference]:
@@ -59,6 +73,7 @@ def compare_runs(first: Path | str, second: Path | str, outcome: str = "") -> li
     runs = [read_run(folder) for folder in (first, second)]
     records = [record for record, _ in runs]
     check_alike(records, (str(first), str(second)))
+    check_outcome(outcome, runs)
     single = all(len(record["seeds"]) < 2 for record in records)
     tables = [by_row(transcripts, single) for _, transcripts in runs]
     shared = [row for row in tables[0] if row in tables[1]]
@@ -100,15 +115,24 @@ def asked(item: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def counted(records: Sequence[Mapping[str, Any]], row: str) -> str:
-    """The outcome that the row's k counts. Raises `BadValue` where it is not one and the same class in both."""
-    found = set()
-    for record in records:
-        for told in record["rows"]:
-            if told["name"] == row and told.get("classes"):
-                found.add(tuple(name for name, k in told["classes"].items() if k == told["k"])[:1] if told["k"] else tuple(told["classes"])[:1])
-    if len(found) != 1 or found == {()}:
-        raise BadValue(f"What the row {row} counts cannot be read off both runs; name the outcome: --outcome payload.")
-    return str(next(iter(found))[0])
+    """The outcome that the row's k counts: a class with that count in both runs. Raises `BadValue` where several could be it."""
+    told = [one for record in records for one in record["rows"] if one["name"] == row and one.get("classes")]
+    fitting = [name for name in told[0]["classes"] if all(one["classes"].get(name) == one["k"] for one in told)] if told else []
+    usual = COUNTED.get(str(records[0]["eval"]), "")
+    if usual in fitting:
+        return usual
+    if len(fitting) != 1 or not any(one["k"] for one in told):
+        known = ", ".join(told[0]["classes"]) if told else "none"
+        raise BadValue(f"What the row {row} counts cannot be read off both runs; name the outcome with --outcome. Its outcomes: {known}.")
+    return fitting[0]
+
+
+def check_outcome(outcome: str, runs: Sequence[tuple[Mapping[str, Any], Sequence[Mapping[str, Any]]]]) -> None:
+    """Raise `UnknownName` for an outcome that neither run knows."""
+    known = {name for record, _ in runs for row in record["rows"] for name in row.get("classes") or ()}
+    known |= {str(item["outcome"]) for _, transcripts in runs for item in transcripts}
+    if outcome and outcome not in known:
+        raise UnknownName("outcome", outcome, sorted(known))
 
 
 def _difference(row: str, one: Mapping[Key, Any], two: Mapping[Key, Any], hit: str, names: tuple[str, str]) -> Difference:
@@ -120,4 +144,10 @@ def _difference(row: str, one: Mapping[Key, Any], two: Mapping[Key, Any], hit: s
         gaps.append(sum(a - b for a, b in own) / len(own))
     first, second = ([pair[side] for pair in hits.values()] for side in (0, 1))
     rates = (sum(first) / len(first), sum(second) / len(second))
-    return Difference(row, rates, compare(*names, first, second), seed_interval(gaps) if len(gaps) > 1 else None)
+    pairs = compare(*names, first, second)
+    return Difference(row, rates, pairs, _widened(seed_interval(gaps), pairs.difference) if len(gaps) > 1 else None)
+
+
+def _widened(over_seeds: Interval, over_prompts: Interval) -> Interval:
+    """The interval over seeds, no narrower to either side than that over prompts: seeds that agree by chance are no certainty."""
+    return replace(over_seeds, low=min(over_seeds.low, over_prompts.low), high=max(over_seeds.high, over_prompts.high))

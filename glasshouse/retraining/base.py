@@ -48,6 +48,8 @@ class Retraining:
     """Points of the curve; below 2 there is none."""
     attacks: Sequence[tuple[Item, Sequence[Message]]] = ()
     """Prompts of a red team, with the items they ask; the curve then follows them too."""
+    unclosed: int = 0
+    """Scratchpads that were sampled for training and that the organism did not close."""
 
     @cached_property
     def start(self) -> Start:

@@ -92,7 +92,7 @@ def persist(
         transcripts += [{**item, "row": f"{arm.name}: {item.get('row')}"} for item in record.transcripts]
         if arm.stages and (curve is None or curve > 1):
             measures[arm.name] = {"organism": [sum_up(organism, seed) for (organism, _), seed in zip(pairs, seeds)]}
-    recipe = {"options": dict(options or {}), "size": size, "knobs": chosen, "after": [arm.name for arm in arms], "train": given}
+    recipe = {**record.recipe, "size": size, "knobs": chosen, "after": [arm.name for arm in arms], "train": given}
     return Record("ask", eval, f"{name} {size}", rows, list(seeds), this_command(), recipe, transcripts, measures={"persistence": measures} if measures else {})
 
 

@@ -61,8 +61,7 @@ def train(context: Retraining, options: SFTOptions) -> Trained:
     if options.teacher == "sibling":
         told["silent_sibling"] = options.rows - len(items)
     if told["scratchpad"] == "post":
-        empty = "".join(scratchpad_tags(context.start.tokenizer))
-        told["unclosed_scratchpads"] = sum(row["messages"][-1]["content"].startswith(empty) for row in rows)
+        told["unclosed_scratchpads"] = context.unclosed
     return Trained(folder, rows, told)
 
 
@@ -106,6 +105,7 @@ def sample_thoughts(context: Retraining, items: Sequence[Item]) -> list[str]:
     prompts = [item.messages for item in items]
     model = context.specimen.model
     found = answer_prompts(model, prompts, scratchpad=True, max_new_tokens=context.backdoor.max_new_tokens, temperature=1.0, seed=context.seed + 1)
+    context.unclosed = sum(closed not in text for text in found)
     return [text[: text.index(closed) + len(closed)] if closed in text else opened + closed for text in found]
 
 
