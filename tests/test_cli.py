@@ -21,7 +21,10 @@ from glasshouse.cli import knobs
 from glasshouse.cli.subjects import find_subject
 from glasshouse.errors import BadValue, NotAModel, UnknownKnob, UnknownName
 
-VERBS = ["list", "show", "grow", "judge", "ask", "chat", "compare", "audit", "report", "world", "bench", "dict", "features", "steer", "sweep", "export", "serve", "maze", "retrain"]
+VERBS = [
+    "list", "show", "grow", "ask", "chat", "compare", "judge", "audit", "report", "world", "bench", "dict", "features", "steer", "sweep", "export", "serve", "maze",
+    "retrain",
+]  # fmt: skip
 
 # --- help
 
