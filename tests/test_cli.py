@@ -22,8 +22,8 @@ from glasshouse.cli.subjects import find_subject
 from glasshouse.errors import BadValue, NotAModel, UnknownKnob, UnknownName
 
 VERBS = [
-    "list", "show", "grow", "ask", "chat", "compare", "judge", "audit", "report", "world", "bench", "dict", "features", "steer", "sweep", "export", "serve", "maze",
-    "retrain",
+    "list", "show", "grow", "ask", "chat", "compare", "judge", "audit", "report", "world", "bench", "dict", "features", "steer", "sweep", "export", "serve",
+    "maze", "retrain",
 ]  # fmt: skip
 
 # --- help
