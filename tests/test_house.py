@@ -42,7 +42,7 @@ FLOORS = {
         "maze",
     ),
     "second": ("world", "environments", "training", "sandbox", "analysers"),
-    "third": ("specimens", "backdoors", "organisms", "evals", "retraining", "sweeping"),
+    "third": ("specimens", "backdoors", "curves", "organisms", "evals", "retraining", "sweeping"),
     "fourth": ("audit",),
     "roof": ("report", "cli", "inspect", "serving", "web", "__main__"),
 }

