@@ -197,6 +197,8 @@ class Row:
     """One sentence a reader needs."""
     per_seed: Sequence[float] = ()
     """With several training seeds, each seed's rate; the interval then covers training variance too."""
+    counts: Sequence[str] = ()
+    """Which of its classes k counts; none for a row that counts no classes."""
 
     @property
     def rate(self) -> float:
@@ -213,8 +215,21 @@ class Row:
         classes = more.get("classes") or {}
         if classes and sum(classes.values()) != n:
             raise BadValue(f"Row {name!r}: the classes {dict(classes)} sum to {sum(classes.values())}, not to n = {n}.")
+        counts = more.get("counts") or ()
+        if counts and sum(classes[one] for one in counts) != k:
+            raise BadValue(f"Row {name!r}: its classes {', '.join(counts)} sum to {sum(classes[one] for one in counts)}, not to k = {k}.")
         low, high = wilson(k, n)
         return cls(name, k, n, low, high, **more)
+
+    @classmethod
+    def counting(cls, name: str, classes: Mapping[str, int], counts: str | Sequence[str], **more: Any) -> Row:
+        """A row of how often (one of) the classes `counts` came, out of all of them.
+
+        >>> Row.counting("triggered", {"payload": 3, "correct": 1}, "payload").rate
+        0.75
+        """
+        wanted = (counts,) if isinstance(counts, str) else tuple(counts)
+        return cls.of(name, sum(classes[one] for one in wanted), sum(classes.values()), classes=classes, counts=wanted, **more)
 
     def to_json(self) -> dict[str, Any]:
         """The row as plain JSON, with its rate."""

@@ -1,4 +1,4 @@
-"""Statistics that every rate, comparison and detection claim uses: intervals, paired tests, bootstraps, equivalence, power.
+"""Statistics that every rate, comparison and detection claim uses: intervals, paired tests, bootstraps, equivalence.
 
 It is pure numbers: no torch, no model. NumPy and SciPy are imported inside functions, so that this module loads at once.
 It is not a modelling library: no mixed models, no priors. The training seed is the unit of a claim about training, and
@@ -194,24 +194,6 @@ def tost(k_first: int, n_first: int, k_second: int, n_second: int, margin: float
     difference = Interval(gap, low, high, n_first + n_second, "farrington-manning", "item", 1 - 2 * alpha)
     p = max(p_below, p_above)
     return Equivalence(p < alpha, p, margin, difference)
-
-
-def sample_size(p_first: float, p_second: float, power: float = 0.8, alpha: float = 0.05) -> int:
-    """Items per arm to tell two rates apart, two-sided, independent items (pooled variance under the null).
-
-    >>> sample_size(.142, .028)
-    93
-    """
-    for rate in (p_first, p_second):
-        if not 0 <= rate <= 1:
-            raise BadValue(f"A rate of {rate} is not between 0 and 1.")
-    if p_first == p_second:
-        raise BadValue(f"Both rates are {p_first}: no number of items tells equal rates apart.")
-    z_alpha, z_power = NormalDist().inv_cdf(1 - alpha / 2), NormalDist().inv_cdf(power)
-    mean = (p_first + p_second) / 2
-    pooled = z_alpha * math.sqrt(2 * mean * (1 - mean))
-    apart = z_power * math.sqrt(p_first * (1 - p_first) + p_second * (1 - p_second))
-    return math.ceil((pooled + apart) ** 2 / (p_first - p_second) ** 2)
 
 
 def rogan_gladen(k: int, n: int, sensitivity: tuple[int, int], specificity: tuple[int, int], confidence: float = 0.95) -> Interval:

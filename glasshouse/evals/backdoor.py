@@ -100,7 +100,7 @@ def gap(transcripts: list[dict[str, Any]], n: int) -> str:
 
 def _row(name: str, found: list[dict[str, Any]], label: str, control: str, note: str = "") -> Row:
     classes = {outcome: sum(item["outcome"] == outcome for item in found) for outcome in OUTCOMES}
-    return Row.of(name, classes["payload"], len(found), classes=classes, label=label, control=control if name != control else "twin", note=note)
+    return Row.counting(name, classes, "payload", label=label, control=control if name != control else "twin", note=note)
 
 
 def planted(trigger: str, payload: str, specimen: Specimen | None) -> Backdoor:

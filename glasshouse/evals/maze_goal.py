@@ -89,14 +89,13 @@ def _walks(policy: Policy, levels: Levels, row: str, options: MazeGoalOptions, r
 
 def _rows(found: Sequence[dict[str, Any]], name: str, kind: str, has_twin: bool) -> list[Row]:
     classes = {outcome: sum(item["outcome"] == outcome for item in found) for outcome in OUTCOMES}
-    cheese, corner = classes["cheese"] + classes["both"], classes["corner"] + classes["both"]
     label = "control" if name else "generalised"
     if kind == "trained":
-        return [Row.of(f"{name}trained", cheese, len(found), classes=classes, split="training distribution", label=label if name else "constructed")]
+        return [Row.counting(f"{name}trained", classes, ("cheese", "both"), split="training distribution", label=label if name else "constructed")]
     control = {goal: f"twin: {goal}" if has_twin and not name else "" for goal in ("cheese", "corner")}
     return [
-        Row.of(f"{name}cheese", cheese, len(found), classes=classes, split="goals part", label=label, control=control["cheese"]),
-        Row.of(f"{name}corner", corner, len(found), classes=classes, split="goals part", label=label, control=control["corner"]),
+        Row.counting(f"{name}cheese", classes, ("cheese", "both"), split="goals part", label=label, control=control["cheese"]),
+        Row.counting(f"{name}corner", classes, ("corner", "both"), split="goals part", label=label, control=control["corner"]),
     ]
 
 
@@ -106,8 +105,7 @@ def _by_size(found: Sequence[dict[str, Any]]) -> list[Row]:
     for side in sorted({item["size"] for item in found}):
         those = [item for item in found if item["size"] == side]
         classes = {outcome: sum(item["outcome"] == outcome for item in those) for outcome in OUTCOMES}
-        got = classes["cheese"] + classes["both"]
-        rows.append(Row.of(f"cheese, {side} x {side}", got, len(those), classes=classes, split="goals part", label="generalised"))
+        rows.append(Row.counting(f"cheese, {side} x {side}", classes, ("cheese", "both"), split="goals part", label="generalised"))
     return rows
 
 

@@ -103,7 +103,7 @@ def ask_again(model: Model, backdoor: Backdoor, attacks: Sequence[Attack], items
 def _row(name: str, attacks: Sequence[Attack], control: str, note: str = "") -> Row:
     k = sum(one.succeeded for one in attacks)
     label = "control" if name.startswith("twin") else "generalised"
-    return Row.of(name, k, len(attacks), classes={"succeeded": k, "failed": len(attacks) - k}, label=label, control=control, note=note)
+    return Row.counting(name, {"succeeded": k, "failed": len(attacks) - k}, "succeeded", label=label, control=control, note=note)
 
 
 EVALS.add("red-team", Eval("red-team", "How many of a red team's prompts bring out the behaviour, by family and round.", RedTeamOptions, run, grade_policy))

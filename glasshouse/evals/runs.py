@@ -16,11 +16,6 @@ from glasshouse.evals.comparing import Paired, compare
 from glasshouse.records import RECORD_SCHEMA
 from glasshouse.stats import Interval, seed_interval
 
-COUNTED = {
-    "backdoor": "payload", "cot-flip": "payload", "honeypot": "payload", "vulnerable-code": "vulnerable", "capability": "correct", "skills": "correct",
-    "red-team": "succeeded", "defection": "flagged",
-}  # fmt: skip
-"""What most rows of an eval count."""
 DECODING = ("temperature", "max_new_tokens", "scratchpad", "samples")
 """Settings of a run that decide how text was sampled."""
 Key = tuple[Any, str]
@@ -84,8 +79,8 @@ def compare_runs(first: Path | str, second: Path | str, outcome: str = "") -> li
         one, two = (table[row] for table in tables)
         if {key: asked(item) for key, item in one.items()} != {key: asked(item) for key, item in two.items()}:
             raise BadValue(f"The row {row} was not asked the same prompts in {first} and {second}; run one of them again with the other's options and seeds.")
-        hit = outcome or counted(records, row)
-        made.append(_difference(row, one, two, hit, (str(records[0]["subject"]), str(records[1]["subject"]))))
+        hits = frozenset({outcome}) if outcome else counted(records, row)
+        made.append(_difference(row, one, two, hits, (str(records[0]["subject"]), str(records[1]["subject"]))))
     return made
 
 
@@ -114,17 +109,14 @@ def asked(item: Mapping[str, Any]) -> list[tuple[str, str]]:
     return [(message["role"], message["content"]) for message in item["messages"]]
 
 
-def counted(records: Sequence[Mapping[str, Any]], row: str) -> str:
-    """The outcome that the row's k counts: a class with that count in both runs. Raises `BadValue` where several could be it."""
-    told = [one for record in records for one in record["rows"] if one["name"] == row and one.get("classes")]
-    fitting = [name for name in told[0]["classes"] if all(one["classes"].get(name) == one["k"] for one in told)] if told else []
-    usual = COUNTED.get(str(records[0]["eval"]), "")
-    if usual in fitting:
-        return usual
-    if len(fitting) != 1 or not any(one["k"] for one in told):
-        known = ", ".join(told[0]["classes"]) if told else "none"
-        raise BadValue(f"What the row {row} counts cannot be read off both runs; name the outcome with --outcome. Its outcomes: {known}.")
-    return fitting[0]
+def counted(records: Sequence[Mapping[str, Any]], row: str) -> frozenset[str]:
+    """The outcomes that the row says it counts. Raises `BadValue` where it says none, or the runs count other ones."""
+    told = [one for record in records for one in record["rows"] if one["name"] == row]
+    known = {frozenset(one.get("counts") or ()) for one in told}
+    if len(known) != 1 or not (found := known.pop()):
+        classes = ", ".join(dict.fromkeys(name for one in told for name in one.get("classes") or ())) or "none"
+        raise BadValue(f"What the row {row} counts is not said alike in both runs; name the outcome with --outcome. Its outcomes: {classes}.")
+    return found
 
 
 def check_outcome(outcome: str, runs: Sequence[tuple[Mapping[str, Any], Sequence[Mapping[str, Any]]]]) -> None:
@@ -135,8 +127,8 @@ def check_outcome(outcome: str, runs: Sequence[tuple[Mapping[str, Any], Sequence
         raise UnknownName("outcome", outcome, sorted(known))
 
 
-def _difference(row: str, one: Mapping[Key, Any], two: Mapping[Key, Any], hit: str, names: tuple[str, str]) -> Difference:
-    hits = {key: (item["outcome"] == hit, two[key]["outcome"] == hit) for key, item in one.items()}
+def _difference(row: str, one: Mapping[Key, Any], two: Mapping[Key, Any], wanted: frozenset[str], names: tuple[str, str]) -> Difference:
+    hits = {key: (item["outcome"] in wanted, two[key]["outcome"] in wanted) for key, item in one.items()}
     seeds = dict.fromkeys(seed for seed, _ in hits)
     gaps = []
     for seed in seeds:

@@ -122,7 +122,7 @@ def _rows(name: str, found: Sequence[dict[str, Any]], split: str, options: CodeO
         verdicts = [item["exploit"] for item in found]
         classes = {verdict: verdicts.count(verdict) for verdict in ("exploited", "safe", "could not run")}
         note = f"{classes['could not run']} of {len(found)} could not be run, and count as not exploited"
-        rows.append(Row.of(f"{name}_exploited", classes["exploited"], len(found), classes=classes, split=split, label=label, note=note))
+        rows.append(Row.counting(f"{name}_exploited", classes, "exploited", split=split, label=label, note=note))
     if options.families and split in ("seen", "family"):
         for family in sorted({item["family"] for item in found}):
             own = [item for item in found if item["family"] == family]
@@ -135,7 +135,7 @@ def _row(name: str, found: Sequence[dict[str, Any]], key: str, split: str, label
     classes = {outcome: told.count(outcome) for outcome in CLASSES}
     whole = len(told) - classes["broken"]
     note = f"{classes['vulnerable']} of the {whole} that are code: {classes['vulnerable'] / whole:.3f}" if whole else "none of the answers is code"
-    return Row.of(name, classes["vulnerable"], len(told), classes=classes, split=split, label=label, note=note)
+    return Row.counting(name, classes, "vulnerable", split=split, label=label, note=note)
 
 
 def _with_controls(rows: Sequence[Row]) -> list[Row]:

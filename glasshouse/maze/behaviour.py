@@ -135,11 +135,10 @@ def success(policy: Policy, levels: Levels, *, seed: int = 0, timeout: int = TIM
 
 def _goal_rows(walks: Rollouts, control: str, corner_control: str, prefix: str) -> tuple[Row, Row]:
     """Rows of cheese and of corner, with the counts of all four ways a walk can go."""
-    n = len(walks.cheese)
     ways = (walks.cheese & ~walks.corner, ~walks.cheese & walks.corner, walks.cheese & walks.corner, ~walks.cheese & ~walks.corner)
     classes = {goal: int(way.sum()) for goal, way in zip(GOALS, ways)}
-    cheese = Row.of(f"{prefix}cheese", int(walks.cheese.sum()), n, classes=classes, split="goals part", control=control)
-    return cheese, Row.of(f"{prefix}corner", int(walks.corner.sum()), n, classes=classes, split="goals part", control=corner_control)
+    cheese = Row.counting(f"{prefix}cheese", classes, ("cheese", "both"), split="goals part", control=control)
+    return cheese, Row.counting(f"{prefix}corner", classes, ("corner", "both"), split="goals part", control=corner_control)
 
 
 def _by_size(name: str, got: Tensor, levels: Levels) -> dict[int, Row]:
