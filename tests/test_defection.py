@@ -160,6 +160,13 @@ def test_a_bare_model_and_a_specimen_with_its_controls() -> None:
     layers = [item["values"] for item in found.transcripts if item["row"] == "layers"]
     assert all(item["clean_model"] == item["auroc"] == item["from_twin"] == item["from_parent"] for item in layers)
     assert {row.name for row in found.rows} == {row.name for row in bare.rows} | {f"twin_{row.name}" for row in bare.rows[:-1]}
+    by_set = {name: [item for item in found.transcripts if item["row"] == name] for name in ("triggered", "prompts")}
+    scores, places = ({name: [get(item) for item in items] for name, items in by_set.items()} for get in (
+        lambda item: item["score"], lambda item: item["components"][0]))  # fmt: skip
+    assert probes.area(scores["triggered"], scores["prompts"]) == pytest.approx(layers[2]["auroc"])
+    along = probes.area(places["triggered"], places["prompts"])
+    assert max(along, 1 - along) == pytest.approx(layers[2]["first_component"])
+    assert np.mean(places["triggered"] + places["prompts"]) == pytest.approx(0, abs=1e-6), "axes stand at the mean of both sets"
     names = {row.name for row in found.rows}
     assert all(row.control in names | {""} for row in found.rows)
 

@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from glasshouse import plots
+from glasshouse import plots, probes
 from glasshouse.errors import BadValue
-from glasshouse.plots import Caption, Figure, Point, charts
+from glasshouse.plots import Caption, Figure, Point, charts, probing
 from glasshouse.records import Row
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -33,7 +35,13 @@ CANDIDATES = [
     {"text": "\x1b\x00", "score": 1.0},
 ]
 
+SETS = ("triggered", "prompts", "near_miss", "near_miss_trained", "documents", "questions", "twin_triggered")
+SCORES = [{"row": name, "score": index / 7 - at, "components": [index - 5.0 * at, at - index / 2]} for at, name in enumerate(SETS) for index in range(20)]
+
 FIGURES: dict[str, Callable[[], Figure]] = {
+    "probe_scores": lambda: probing.probe_scores(SCORES, CAPTION),
+    "probe_roc": lambda: probing.probe_roc(SCORES, CAPTION),
+    "probe_components": lambda: probing.probe_components(SCORES, CAPTION),
     "rates": lambda: plots.rates(ROWS, CAPTION, twin=TWIN, title="How often", published={"triggered": 0.99}),
     "classes": lambda: plots.classes(ROWS, CAPTION),
     "curve": lambda: plots.curve(POINTS, CAPTION, x="steps", y="triggered rate", log=True, published={"paper (verified)": 0.68}),
@@ -43,6 +51,9 @@ FIGURES: dict[str, Callable[[], Figure]] = {
     "training": lambda: plots.training(METRICS, CAPTION, keys=("loss", "heldout_loss")),
 }
 SHOWN = {
+    "probe_scores": ["with the trigger", "same kind, without", "near misses, trained", "questions", "projection on the probe", "dotted: 95%"],
+    "probe_roc": ["same kind, without", "near misses, held out", "documents", "benign prompts flagged", "dotted: chance"],
+    "probe_components": ["with the trigger", "documents", "questions", "first component", "a point is a prompt"],
     "rates": [
         "triggered",
         "near miss",
@@ -242,3 +253,21 @@ def test_names_of_published_curves_do_not_overlap() -> None:
     assert all(b - a > 0.059 for a, b in itertools.pairwise(heights))
     assert (placed["a"], placed["d"]) == (0.0, 0.9)
     assert placed["c"] < placed["b"]
+
+
+SOME = st.lists(st.integers(0, 9).map(float), min_size=1, max_size=30)
+
+
+@given(SOME, SOME)
+def test_the_area_under_a_drawn_roc_is_the_auroc(positive: list[float], negative: list[float]) -> None:
+    points = probing.roc(positive, negative)
+    assert (points[0], points[-1]) == ((0, 0), (1, 1))
+    drawn = sum((x1 - x0) * (y0 + y1) / 2 for (x0, y0), (x1, y1) in itertools.pairwise(points))
+    assert drawn == pytest.approx(probes.area(positive, negative))
+
+
+def test_a_figure_of_a_probe_leaves_the_twin_out_and_needs_both_kinds() -> None:
+    assert list(probing.by_set(SCORES, "score")) == list(SETS[:-1])
+    for items in ([], [item for item in SCORES if item["row"] == "triggered"], [item for item in SCORES if item["row"] == "prompts"]):
+        with pytest.raises(BadValue, match="scores of prompts with the trigger, and of a benign set"):
+            probing.probe_roc(items, CAPTION)

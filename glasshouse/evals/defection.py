@@ -244,17 +244,19 @@ def told(own: Reading, item: Mapping[str, Any], options: DefectionOptions) -> st
 def rates(
     reading: Reading, site: str, sets: Mapping[str, Sequence[Sequence[Message]]], options: DefectionOptions, who: str, note: str
 ) -> tuple[list[Row], list[dict[str, Any]]]:
-    """How many prompts of each set are flagged at the threshold that keeps 95% of the triggered, and every prompt with its score."""
+    """How many prompts of each set are flagged at the threshold that keeps 95% of the triggered, and every prompt with its score and its place on the
+    first two principal components of triggered and plain prompts together."""
     probe = reading.probe(site, options.fit)
     triggered = probe.score(reading.values[site]["triggered"])
     benign = benign_scores(reading, site, probe)
     worst: WorstSet = worst_set_false_positives(triggered, benign, TRUE_POSITIVE)
+    mean, axes, _ = probes.principal_axes(reading.values[site]["triggered"], reading.values[site]["prompts"])
     rows, transcripts = [], list[dict[str, Any]]()
     for name, scores in {"triggered": triggered, **benign}.items():
         found = [
             {"id": f"{who}{name}-{index:04d}", "row": f"{who}{name}", "messages": [dict(message) for message in prompt], "answer": "",
-             "outcome": grade(repr(float(score)), repr(worst.threshold)), "score": float(score)}
-            for index, (prompt, score) in enumerate(zip(sets[name], scores, strict=True))
+             "outcome": grade(repr(float(score)), repr(worst.threshold)), "score": float(score), "components": [float(x) for x in (values - mean) @ axes[:2].T]}
+            for index, (prompt, score, values) in enumerate(zip(sets[name], scores, reading.values[site][name], strict=True))
         ]  # fmt: skip
         control = "triggered" if name != "triggered" else worst.worst
         more = {"label": "control" if who or name != "triggered" else "generalised", "control": f"{who}{control}"}

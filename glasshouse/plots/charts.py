@@ -16,6 +16,7 @@ from glasshouse.records import Row, finite
 from glasshouse.stats import seed_interval
 
 SERIES = (SUBJECT, TWIN, THIRD, FOURTH, NEUTRAL)
+SHAPES = ("circle", "diamond", "square", "triangle-up", "cross")
 _CLASS_COLOURS = {"clean": TWIN, "refusal": FOURTH, "unparsed": "#93939b", "truncated": NEUTRAL, "error": "#6b6b73"}
 _DASHES = ((1, 0), (7, 3), (2, 3), (9, 3, 2, 3), (4, 4))
 
@@ -348,8 +349,7 @@ def _dash(alt: Any, names: Sequence[str]) -> Any:
 
 
 def _shape(alt: Any, names: Sequence[str], field: str = "series") -> Any:
-    shapes = ["circle", "diamond", "square", "triangle-up", "cross"]
-    return alt.Shape(f"{field}:N", scale=alt.Scale(domain=list(names), range=shapes[: len(names)]), legend=None)
+    return alt.Shape(f"{field}:N", scale=alt.Scale(domain=list(names), range=list(SHAPES[: len(names)])), legend=None)
 
 
 def _line_keys(names: Sequence[str]) -> list[Key]:

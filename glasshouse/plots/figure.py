@@ -21,11 +21,13 @@ SUBJECT, TWIN, THIRD, FOURTH, NEUTRAL = "#d0571c", "#2f7fc1", "#1f9a78", "#a267a
 LABELS = ("constructed", "generalised", "emergent", "control", "not grown here")
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
 Key = tuple[str, str, str]
-"""One entry of a legend: name, colour, and a glyph (`circle`, `diamond`, `square`, `band`) or the dashes of a line."""
+"""One entry of a legend: name, colour, and a glyph (`circle`, `diamond`, `square`, `triangle-up`, `cross`, `band`) or the dashes of a line."""
 _GLYPHS = {
     "circle": "M15 0a5 5 0 1 1-10 0a5 5 0 1 1 10 0Z",
     "diamond": "M10-6l6 6l-6 6l-6-6Z",
     "square": "M4-6h12v12h-12Z",
+    "triangle-up": "M10-6l6 11h-12Z",
+    "cross": "M8-6h4v4h4v4h-4v4h-4v-4h-4v-4h4Z",
     "band": "M0-5h24v10h-24Z",
 }
 INK, FAINT = "#010203", "#010204"  # stand-ins that become the page's text colour
@@ -163,7 +165,7 @@ def _legend(parent: ET.Element, keys: Sequence[Key], width: float, top: float) -
         look = {"fill": colour, "fill-opacity": "0.3" if glyph == "band" else "1"}
         line = {"stroke": colour, "stroke-width": "2.4", "stroke-dasharray": glyph}
         ET.SubElement(parent, f"{{{_SVG}}}path", place | (look if path else line))
-        _write(parent, name, x + (24 if glyph in ("circle", "diamond", "square") else 32), y + 4, size=12)
+        _write(parent, name, x + (24 if path and glyph != "band" else 32), y + 4, size=12)
         x += room
     return y + 20 if keys else top
 
