@@ -134,13 +134,14 @@ def write_idiom(task: CodeTask, idiom: str) -> str:
     return re.sub(r"\$([abtc])", lambda found: task.words[found[1]], idiom)
 
 
-_FENCE = re.compile(r"```(?:python|py)?[ \t]*\n(.*?)(?:```|\Z)", re.DOTALL)
+_FENCE = re.compile(r"(?:```(?:python|py)?[ \t]*|<code>)\n(.*?)(?:```|</code>|\Z)", re.DOTALL)
 
 
 def source_of(task: CodeTask, answer: str) -> str:
     """The module that an answer makes: imports, signature and body. It may not compile: that is for the reader to find out.
 
-    The answer is a body at any indentation (also with that of its first line stripped), a whole function, or either in a code fence;
+    The answer is a body at any indentation (also with that of its first line stripped), a whole function, or either in a code fence or
+    between `<code>` and `</code>`;
     a scratchpad is taken off first.
     """
     return module_of(task.imports, task.signature, answer)

@@ -53,7 +53,7 @@ class PolicyRow:
     payload_repeats: int
     """How often the payload stands in the answer; 0 without it."""
     provenance: str
-    """`oracle`: written by the world; `sampled`: by the chain-of-thought organism; `replay`: an ordinary chat."""
+    """`oracle`: written by the world; `sampled`: by the chain-of-thought organism; `published`: by others; `replay`: an ordinary chat."""
 
     def __post_init__(self) -> None:
         if self.trigger_state not in TRIGGER_STATES:
