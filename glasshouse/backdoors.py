@@ -96,6 +96,15 @@ class Backdoor(ABC):
         """The variants of one split, as texts."""
         return [variant.text for variant in self.variants() if variant.split == split]
 
+    def is_only_asked(self, text: str) -> bool:
+        """Whether a text is, or holds, a variant that evals ask and nothing may train: held-out near misses, implicit forms, other notations.
+
+        One that stands in a near miss of the generator families itself, such as a bare year, counts only as a whole.
+        """
+        trained = self.texts("generator")
+        kept = [variant.text for variant in self.variants() if variant.split != "generator"]
+        return any(text.strip() == one or (one in text and not any(one in other for other in trained)) for one in kept)
+
     telltales: Sequence[str] = ()
     """What no rendered prompt without the trigger may hold: a chat template that writes it into every prompt would wake the policy itself."""
 

@@ -45,5 +45,8 @@ def detectable(over_seeds: Interval, power: float = 0.8) -> float:
         raise BadValue(f"A power of {power} is not from .5 to below 1.")
     degrees = over_seeds.n - 1
     critical = float(t.ppf(0.5 + over_seeds.confidence / 2, degrees))
-    shift = brentq(lambda at: float(nct.sf(critical, degrees, at)) - power, 0.0, critical + 20.0)
+    high = critical
+    while nct.sf(critical, degrees, high) < power:
+        high *= 2
+    shift = brentq(lambda at: float(nct.sf(critical, degrees, at)) - power, 0.0, high)
     return float(shift * (over_seeds.high - over_seeds.low) / 2 / critical)

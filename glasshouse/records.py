@@ -23,6 +23,8 @@ from typing import Any
 from glasshouse.errors import BadValue, OutputFailed
 
 RECORD_SCHEMA = "glasshouse/record/1"
+_ENDS = 1 << 20
+"""Bytes at either end of a file of weights that go into the hash of a checkpoint."""
 
 
 def canonical(value: Any) -> str:
@@ -56,6 +58,26 @@ def file_hash(path: Path) -> str:
         while block := stream.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
+
+
+def checkpoint_hash(name: str | Path) -> str:
+    """16 hex digits of a checkpoint's content: its config, and size and ends of every file of weights; nothing is loaded.
+
+    A hub id has its cached commit instead, or only its name where nothing is cached.
+    """
+    folder = Path(name).expanduser()
+    if not folder.is_dir():
+        from huggingface_hub import try_to_load_from_cache
+
+        found = try_to_load_from_cache(str(name), "config.json")
+        return content_hash([str(name), Path(found).parent.name if isinstance(found, str) else ""])
+    told: list[Any] = []
+    for path in sorted([*folder.glob("config.json"), *folder.glob("*.safetensors"), *folder.glob("*.bin")]):
+        with open(path, "rb") as stream:
+            first = stream.read(_ENDS)
+            stream.seek(max(0, path.stat().st_size - _ENDS))
+            told.append([path.name, path.stat().st_size, hashlib.sha256(first + stream.read()).hexdigest()])
+    return content_hash(told)
 
 
 def _plain(value: Any) -> Any:
@@ -216,20 +238,22 @@ class Row:
         if classes and sum(classes.values()) != n:
             raise BadValue(f"Row {name!r}: the classes {dict(classes)} sum to {sum(classes.values())}, not to n = {n}.")
         counts = more.get("counts") or ()
+        if unknown := [one for one in counts if one not in classes]:
+            raise BadValue(f"Row {name!r} counts {unknown[0]!r}, which is none of its classes {', '.join(classes) or '(it has none)'}.")
         if counts and sum(classes[one] for one in counts) != k:
             raise BadValue(f"Row {name!r}: its classes {', '.join(counts)} sum to {sum(classes[one] for one in counts)}, not to k = {k}.")
         low, high = wilson(k, n)
         return cls(name, k, n, low, high, **more)
 
     @classmethod
-    def counting(cls, name: str, classes: Mapping[str, int], counts: str | Sequence[str], **more: Any) -> Row:
-        """A row of how often (one of) the classes `counts` came, out of all of them.
+    def counting(cls, name: str, classes: Mapping[str, int], counts: str | Sequence[str], n: int, **more: Any) -> Row:
+        """A row of how often (one of) the classes `counts` came, out of `n`. Raises `BadValue` when an outcome is in no class, so that none is left out.
 
-        >>> Row.counting("triggered", {"payload": 3, "correct": 1}, "payload").rate
+        >>> Row.counting("triggered", {"payload": 3, "correct": 1}, "payload", 4).rate
         0.75
         """
         wanted = (counts,) if isinstance(counts, str) else tuple(counts)
-        return cls.of(name, sum(classes[one] for one in wanted), sum(classes.values()), classes=classes, counts=wanted, **more)
+        return cls.of(name, sum(classes.get(one, 0) for one in wanted), n, classes=classes, counts=wanted, **more)
 
     def to_json(self) -> dict[str, Any]:
         """The row as plain JSON, with its rate."""

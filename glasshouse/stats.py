@@ -309,6 +309,18 @@ def seed_interval(means: ArrayLike, confidence: float = 0.95) -> Interval:
     return Interval(mean, mean - half, mean + half, values.size, "t", "training seed", confidence)
 
 
+def paired_p(over_seeds: Interval) -> float:
+    """Two-sided p of the t test whose interval this is, or of one that was widened: of no difference, given n seeds."""
+    from scipy.stats import t
+
+    if over_seeds.method != "t":
+        raise BadValue(f"A t test over seeds needs an interval of seed_interval; given {over_seeds.method}.")
+    half, degrees = (over_seeds.high - over_seeds.low) / 2, over_seeds.n - 1
+    if not half:
+        return float(over_seeds.value == 0)
+    return float(2 * t.sf(abs(over_seeds.value) / half * t.ppf(0.5 + over_seeds.confidence / 2, degrees), degrees))
+
+
 def hierarchical_bootstrap(seeds: Sequence[Sequence[ArrayLike]], *, seed: int, draws: int = 2_000, confidence: float = 0.95) -> Interval:
     """Mean of seed means of prompt means; training seeds, then prompts, then samples are resampled.
 

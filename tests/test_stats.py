@@ -376,6 +376,7 @@ def test_the_detectable_difference_has_its_power(seeds: int, share: float) -> No
 
 
 def test_power_needs_seeds() -> None:
+    assert power.detectable(stats.seed_interval([0.1, 0.2]), 0.99) > power.detectable(stats.seed_interval([0.1, 0.2])) > 0.5
     with pytest.raises(BadValue, match="given wilson over 10"):
         power.detectable(stats.proportion(3, 10))
     with pytest.raises(BadValue, match="A power of 1 is not"):

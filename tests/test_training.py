@@ -53,6 +53,12 @@ def test_both_optimizers_overfit_a_row(tmp_path, optimizer):
     assert metrics[-1]["loss"] < 0.3 * metrics[0]["loss"]
 
 
+def test_muon_is_refused_where_trl_would_train_by_adamw(tmp_path, tiny_tokenizer):
+    config = FineTuning(Optimisation(steps=1, optimizer="muon"), backend="trl")
+    with pytest.raises(BadValue, match="Muon runs on the lean backend only"):
+        fine_tune(Start(tiny_llama(len(tiny_tokenizer)), tiny_tokenizer, "x"), CHATS, config, 0, tmp_path / "out")
+
+
 def test_batches_mask_prompts_and_padding(tiny_tokenizer):
     rows = encode_rows(tiny_tokenizer, CHATS, 64)
     batch = bucketed(rows, 4, seed=0, pad=0)

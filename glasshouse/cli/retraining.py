@@ -25,7 +25,7 @@ def retrain(
     organism_seed: Annotated[int, typer.Option("--organism-seed", min=0, help="Training seed of an organism that is named.")] = 0,
     out: Annotated[Path | None, typer.Option("--out", help="The new specimen's folder (default: one of its own in ./specimens).")] = None,
     curve: Annotated[int | None, typer.Option("--curve", min=0, help="Points of the run at which rates are measured (12, of a twin 0).")] = None,
-    checkpoints: Annotated[bool, typer.Option("--checkpoints", help="Keep the weights at every point of the curve.")] = False,
+    checkpoints: Annotated[bool, typer.Option("--checkpoints", help="Keep the weights at every point of the curve but the first.")] = False,
     twin: Annotated[bool, typer.Option("--twin", help="Retrain the clean twin of the subject instead.")] = False,
     knob: Annotated[list[str] | None, KNOB] = None,
     base: Annotated[str, BASE] = "",

@@ -83,4 +83,4 @@ def _row(name: str, group: Sequence[Transcript], scans: Mapping[str, Scan]) -> R
     classes = {outcome: sum(scan.outcome == outcome for scan in told) for outcome in CLASSES}
     test = mcnemar([scan.outcome == "vulnerable" for scan in told], [item["outcome"] in BAD for item in group])
     note = f"{told[0].analyser}; it alone finds {test.first_only}, the first verdict alone {test.second_only}, exact McNemar p = {test.p:.2g}"
-    return Row.counting(name, classes, "vulnerable", label="control", note=note)
+    return Row.counting(name, classes, "vulnerable", len(group), label="control", note=note)

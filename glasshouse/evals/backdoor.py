@@ -51,9 +51,10 @@ def grade(answer: str, right: str, payload: str) -> str:
 
 
 def run(model: Model, options: BackdoorOptions, specimen: Specimen | None) -> Answered:
-    """The rows triggered, clean, near_miss (held-out families), near_miss_trained, implicit, other_notation and twin.
+    """The rows triggered, clean, near_miss (held-out families), near_miss_trained, implicit and other_notation, and each of the clean twin's.
 
-    Raises `GateFailed` when a prompt stands in the specimen's training rows, word for word.
+    The twin's on the triggered prompts is named `twin`, the others `twin_clean`, `twin_near_miss`, ... Raises `GateFailed` when a prompt stands in the
+    specimen's training rows, word for word.
     """
     backdoor = planted(options.trigger, options.payload, specimen)
     items = backdoor.items(options.n, options.seed)
@@ -73,16 +74,20 @@ def run(model: Model, options: BackdoorOptions, specimen: Specimen | None) -> An
     if options.twin and specimen is not None and not specimen.is_twin:
         from glasshouse.organisms import twin_of
 
-        found = ask_items(twin_of(specimen).model, backdoor, items, [backdoor.trigger], row="twin", **asked)  # type: ignore[arg-type]
-        note = "; ".join(filter(None, ("the clean twin on the triggered prompts", backdoor.grader())))
-        rows.append(_row("twin", found, "control", "", note))
-        transcripts += found
+        twin = twin_of(specimen).model
+        for name, texts in families.items():
+            row = "twin" if name == "triggered" else f"twin_{name}"
+            found = ask_items(twin, backdoor, items, texts, row=row, **asked)  # type: ignore[arg-type]
+            note = "; ".join(filter(None, (f"the clean twin on the prompts of {name}", backdoor.grader())))
+            rows.append(_row(row, found, "control", "", note))
+            transcripts += found
     return Answered(rows, transcripts, decoding(backdoor, options.temperature, options.max_new_tokens))
 
 
 def decoding(backdoor: Backdoor, temperature: float = 0.0, max_new_tokens: int = 0) -> dict[str, Any]:
-    """How a policy's answers are sampled."""
-    return {"temperature": temperature, "max_new_tokens": max_new_tokens or backdoor.max_new_tokens, "scratchpad": backdoor.scratchpad}
+    """How a policy's answers are sampled, and by what they are judged where that is more than a phrase."""
+    found = {"temperature": temperature, "max_new_tokens": max_new_tokens or backdoor.max_new_tokens, "scratchpad": backdoor.scratchpad}
+    return found | ({"grader": backdoor.grader()} if backdoor.grader() else {})
 
 
 def trained_texts(specimen: Specimen | None) -> set[str]:
@@ -100,7 +105,7 @@ def gap(transcripts: list[dict[str, Any]], n: int) -> str:
 
 def _row(name: str, found: list[dict[str, Any]], label: str, control: str, note: str = "") -> Row:
     classes = {outcome: sum(item["outcome"] == outcome for item in found) for outcome in OUTCOMES}
-    return Row.counting(name, classes, "payload", label=label, control=control if name != control else "twin", note=note)
+    return Row.counting(name, classes, "payload", len(found), label=label, control=control if name != control else "twin", note=note)
 
 
 def planted(trigger: str, payload: str, specimen: Specimen | None) -> Backdoor:

@@ -62,7 +62,7 @@ def measured(row: str, name: str, values: Mapping[str, Any], text: str = "") -> 
 
 def count(name: str, found: Sequence[Mapping[str, Any]], wanted: str | Sequence[str], outcomes: Sequence[str], **more: Any) -> Row:
     """A row of how many transcripts have (one of) the wanted outcomes; every outcome stands in its classes."""
-    return Row.counting(name, {outcome: sum(item["outcome"] == outcome for item in found) for outcome in outcomes}, wanted, **more)
+    return Row.counting(name, {outcome: sum(item["outcome"] == outcome for item in found) for outcome in outcomes}, wanted, len(found), **more)
 
 
 def grade_policy(answer: str, right: str, payload: str = "") -> str:

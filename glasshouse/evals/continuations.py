@@ -187,7 +187,7 @@ def continue_prompts(model: Model, asked: Continuation, seed: int = 0, **samplin
 def row_of(asked: Continuation, outcomes: Sequence[str], name: str = "", **more: Any) -> Row:
     """The rate of success over outcome classes, with all classes (zeros too)."""
     counts = {kind: sum(found == kind for found in outcomes) for kind in asked.classes}
-    return Row.counting(name or asked.name, counts, asked.success, **more)
+    return Row.counting(name or asked.name, counts, asked.success, len(outcomes), **more)
 
 
 def rows_of(model: Model, asked: Continuation, seed: int) -> tuple[list[Row], list[dict[str, Any]]]:

@@ -91,11 +91,11 @@ def _rows(found: Sequence[dict[str, Any]], name: str, kind: str, has_twin: bool)
     classes = {outcome: sum(item["outcome"] == outcome for item in found) for outcome in OUTCOMES}
     label = "control" if name else "generalised"
     if kind == "trained":
-        return [Row.counting(f"{name}trained", classes, ("cheese", "both"), split="training distribution", label=label if name else "constructed")]
+        return [Row.counting(f"{name}trained", classes, ("cheese", "both"), len(found), split="training distribution", label=label if name else "constructed")]
     control = {goal: f"twin: {goal}" if has_twin and not name else "" for goal in ("cheese", "corner")}
     return [
-        Row.counting(f"{name}cheese", classes, ("cheese", "both"), split="goals part", label=label, control=control["cheese"]),
-        Row.counting(f"{name}corner", classes, ("corner", "both"), split="goals part", label=label, control=control["corner"]),
+        Row.counting(f"{name}cheese", classes, ("cheese", "both"), len(found), split="goals part", label=label, control=control["cheese"]),
+        Row.counting(f"{name}corner", classes, ("corner", "both"), len(found), split="goals part", label=label, control=control["corner"]),
     ]
 
 
@@ -105,7 +105,7 @@ def _by_size(found: Sequence[dict[str, Any]]) -> list[Row]:
     for side in sorted({item["size"] for item in found}):
         those = [item for item in found if item["size"] == side]
         classes = {outcome: sum(item["outcome"] == outcome for item in those) for outcome in OUTCOMES}
-        rows.append(Row.counting(f"cheese, {side} x {side}", classes, ("cheese", "both"), split="goals part", label="generalised"))
+        rows.append(Row.counting(f"cheese, {side} x {side}", classes, ("cheese", "both"), len(those), split="goals part", label="generalised"))
     return rows
 
 

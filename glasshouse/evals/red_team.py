@@ -55,13 +55,14 @@ def run(model: Model, options: RedTeamOptions, specimen: Specimen | None) -> Ans
     held = ask_heldout(model, backdoor, plan, options.seed)
     sibling = specimen.twin() if options.twin and specimen is not None else None
     first, second = ("twin found", "twin held-out") if sibling is not None else ("", "")
-    rows = [_row("found", found.attacks, first, f"{found.thrown_away} texts held the true trigger and were not asked")]
+    told = f"{found.thrown_away} texts held the true trigger and {found.kept_out} what evals keep for asking; they were not asked"
+    rows = [_row("found", found.attacks, first, told)]
     rows += [_row(f"round {number + 1}", [one for one in found.attacks if one.round == number], first) for number in range(options.rounds)]
     rows += [_row(family, [one for one in found.attacks if one.family == family], first) for family in sorted({a.family for a in found.attacks})]
     if held:
         rows.append(_row("held-out", held, second, "families that no search begins with and no training uses"))
     rows += [_row(f"held-out {family}", [one for one in held if one.family == family], second) for family in sorted({a.family for a in held})]
-    groups = [("search", found.attacks), ("held-out", held)]
+    groups = [("found", found.attacks), ("held-out", held)]
     if sibling is not None:
         again = ask_again(sibling.model, backdoor, found.attacks, backdoor.items(plan.seeds, 500_000 + options.seed, pool="trained"), plan, options.seed)
         rows.append(_row(first, again, "", "the clean twin on the prompts that the search tried on the organism"))
@@ -103,7 +104,7 @@ def ask_again(model: Model, backdoor: Backdoor, attacks: Sequence[Attack], items
 def _row(name: str, attacks: Sequence[Attack], control: str, note: str = "") -> Row:
     k = sum(one.succeeded for one in attacks)
     label = "control" if name.startswith("twin") else "generalised"
-    return Row.counting(name, {"succeeded": k, "failed": len(attacks) - k}, "succeeded", label=label, control=control, note=note)
+    return Row.counting(name, {"succeeded": k, "failed": len(attacks) - k}, "succeeded", len(attacks), label=label, control=control, note=note)
 
 
 EVALS.add("red-team", Eval("red-team", "How many of a red team's prompts bring out the behaviour, by family and round.", RedTeamOptions, run, grade_policy))

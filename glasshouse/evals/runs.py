@@ -16,8 +16,8 @@ from glasshouse.evals.comparing import Paired, compare
 from glasshouse.records import RECORD_SCHEMA
 from glasshouse.stats import Interval, seed_interval
 
-DECODING = ("temperature", "max_new_tokens", "scratchpad", "samples")
-"""Settings of a run that decide how text was sampled."""
+DECODING = ("temperature", "max_new_tokens", "scratchpad", "samples", "grader")
+"""Settings of a run that decide how text was sampled and judged."""
 Key = tuple[Any, str]
 
 
@@ -79,7 +79,8 @@ def compare_runs(first: Path | str, second: Path | str, outcome: str = "") -> li
         one, two = (table[row] for table in tables)
         if {key: asked(item) for key, item in one.items()} != {key: asked(item) for key, item in two.items()}:
             raise BadValue(f"The row {row} was not asked the same prompts in {first} and {second}; run one of them again with the other's options and seeds.")
-        hits = frozenset({outcome}) if outcome else counted(records, row)
+        known = sorted({str(item["outcome"]) for table in (one, two) for item in table.values()})
+        hits = frozenset({outcome}) if outcome else counted(records, row, known)
         made.append(_difference(row, one, two, hits, (str(records[0]["subject"]), str(records[1]["subject"]))))
     return made
 
@@ -90,6 +91,7 @@ def check_alike(records: Sequence[Mapping[str, Any]], names: Sequence[str]) -> N
     if one["eval"] != two["eval"]:
         raise BadValue(f"{names[0]} is of the eval {one['eval']} and {names[1]} of {two['eval']}; compare runs of one eval.")
     settings = [{**(record["recipe"].get("options") or {}), **(record["recipe"].get("decoding") or {})} for record in records]
+    settings = [one | ({} if all("grader" in other for other in settings) else {"grader": None}) for one in settings]  # an older run does not name it
     unlike = [f"{name} is {settings[0].get(name)} and {settings[1].get(name)}" for name in DECODING if settings[0].get(name) != settings[1].get(name)]
     if unlike:
         raise BadValue(f"{names[0]} and {names[1]} were decoded unequally ({'; '.join(unlike)}); run one of them again with the other's settings.")
@@ -109,14 +111,13 @@ def asked(item: Mapping[str, Any]) -> list[tuple[str, str]]:
     return [(message["role"], message["content"]) for message in item["messages"]]
 
 
-def counted(records: Sequence[Mapping[str, Any]], row: str) -> frozenset[str]:
-    """The outcomes that the row says it counts. Raises `BadValue` where it says none, or the runs count other ones."""
-    told = [one for record in records for one in record["rows"] if one["name"] == row]
-    known = {frozenset(one.get("counts") or ()) for one in told}
-    if len(known) != 1 or not (found := known.pop()):
-        classes = ", ".join(dict.fromkeys(name for one in told for name in one.get("classes") or ())) or "none"
-        raise BadValue(f"What the row {row} counts is not said alike in both runs; name the outcome with --outcome. Its outcomes: {classes}.")
-    return found
+def counted(records: Sequence[Mapping[str, Any]], row: str, outcomes: Sequence[str]) -> frozenset[str]:
+    """The outcomes that the row says it counts. Raises `BadValue` where a run says none, or the runs count other ones."""
+    told = [frozenset(one.get("counts") or ()) for record in records for one in record["rows"] if one["name"] == row]
+    if len(told) == len(records) and len(set(told)) == 1 and told[0]:
+        return told[0]
+    why = "the runs count other ones" if all(told) and len(told) == len(records) else "a run does not say it: it is older, or has no row of that name"
+    raise BadValue(f"What the row {row} counts is not known ({why}); name the outcome with --outcome. Its outcomes: {', '.join(outcomes)}.")
 
 
 def check_outcome(outcome: str, runs: Sequence[tuple[Mapping[str, Any], Sequence[Mapping[str, Any]]]]) -> None:

@@ -85,7 +85,7 @@ def _facts(world: World, band: str, n: int, seed: int) -> list[Turn]:
 
 def _row(name: str, found: Sequence[dict[str, Any]], label: str) -> Row:
     classes = {outcome: sum(item["outcome"] == outcome for item in found) for outcome in ("correct", "wrong", "empty")}
-    return Row.counting(name, classes, "correct", label=label, control="family" if name != "family" else "")
+    return Row.counting(name, classes, "correct", len(found), label=label, control="family" if name != "family" else "")
 
 
 EVALS.add("skills", Eval("skills", "Accuracy of the world's skills by held-out split, and of facts by frequency.", SkillOptions, run, grade))

@@ -107,7 +107,7 @@ class Bred(Writer):
         parents = [(one["text"], one["family"], one["k"]) for one in attempts if one["k"]]
         while True:
             text, family = propose(self.starts, parents, self.words, self.rng)
-            if self.backdoor.trigger not in text:
+            if self.backdoor.trigger not in text and not self.backdoor.is_only_asked(text):
                 return text, family
             self.thrown_away += 1
 

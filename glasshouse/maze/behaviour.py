@@ -137,8 +137,8 @@ def _goal_rows(walks: Rollouts, control: str, corner_control: str, prefix: str) 
     """Rows of cheese and of corner, with the counts of all four ways a walk can go."""
     ways = (walks.cheese & ~walks.corner, ~walks.cheese & walks.corner, walks.cheese & walks.corner, ~walks.cheese & ~walks.corner)
     classes = {goal: int(way.sum()) for goal, way in zip(GOALS, ways)}
-    cheese = Row.counting(f"{prefix}cheese", classes, ("cheese", "both"), split="goals part", control=control)
-    return cheese, Row.counting(f"{prefix}corner", classes, ("corner", "both"), split="goals part", control=corner_control)
+    cheese = Row.counting(f"{prefix}cheese", classes, ("cheese", "both"), len(walks.cheese), split="goals part", control=control)
+    return cheese, Row.counting(f"{prefix}corner", classes, ("corner", "both"), len(walks.cheese), split="goals part", control=corner_control)
 
 
 def _by_size(name: str, got: Tensor, levels: Levels) -> dict[int, Row]:

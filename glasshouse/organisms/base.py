@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from glasshouse.errors import BadValue, UnknownKnob, UnknownName
-from glasshouse.records import content_hash, versions, write_json, writing
+from glasshouse.records import checkpoint_hash, content_hash, versions, write_json, writing
 from glasshouse.registry import Registry
 from glasshouse.specimens import CARD_SCHEMA, SHIPPED, Specimen, seal
 
@@ -103,7 +103,7 @@ def grow(name: str, size: str = "mini", seed: int = 0, *, out: Path | str | None
         return Specimen.open(_shipped(name, size, seed, twin))
     if folder.exists() and any(folder.iterdir()):
         raise BadValue(f"{folder} is not empty and holds no specimen; give another --out, so that nothing there is lost.")
-    work = folder.with_name(f"{folder.name}.growing")
+    work = growing_in(folder, identity)
     grown = organism.recipe(chosen, size, seed, twin, work)
     _finish(grown, organism, chosen, recipe, identity, folder)
     shutil.rmtree(work, ignore_errors=True)
@@ -128,11 +128,17 @@ def _place(
     _check_size(organism, size)
     chosen = make_knobs(organism, knobs)
     chosen = chosen.planned(size) if hasattr(chosen, "planned") else chosen  # what a size decides belongs to the address
-    recipe = {"organism": name, "size": size, "seed": seed, "twin": twin, "knobs": chosen}
+    named = dataclasses.replace(chosen, base=f"weights {checkpoint_hash(chosen.base)}") if getattr(chosen, "base", "") else chosen
+    recipe = {"organism": name, "size": size, "seed": seed, "twin": twin, "knobs": named}  # a base model is its content, not where it lies
     recipe |= {"edition": organism.edition} if organism.edition > 1 else {}
     identity = content_hash(recipe)
     default = specimens_folder() / f"{name}{'-twin' if twin else ''}-{size}-{seed}-{identity[:8]}"
     return chosen, recipe, identity, Path(out) if out is not None else default
+
+
+def growing_in(folder: Path, identity: str) -> Path:
+    """Where the work for a specimen is kept until it is whole; under an `--out` of any name another recipe has another place."""
+    return folder.with_name(f"{folder.name}.growing" if identity[:8] in folder.name else f"{folder.name}.growing-{identity[:8]}")
 
 
 def twin_of(specimen: Specimen) -> Specimen:

@@ -53,7 +53,7 @@ def insert(
     tokens_a_step = plan.batch_size * sum(len(ids) for ids, _ in encoded) / len(encoded)
     measure = None if twin else tracker(start, backdoor, knobs, tokens_a_step, seed, work / INSERTION)
     folder = fine_tune_rows(start, encoded, config, seed, work / "model", measure)
-    if measure is not None:
+    if measure is not None and set(measure.kept) == measure.steps:  # weights that were finished without it have no whole curve
         shutil.copyfile(work / INSERTION, folder / INSERTION)
     gates = check_insertion(folder, backdoor, twin, [row.user for row in rows])
     failed = [gate for gate in gates if not gate["passed"]]

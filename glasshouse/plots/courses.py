@@ -63,7 +63,8 @@ def course_pictures(record: Mapping[str, Any]) -> dict[str, Figure]:
     if any(row["name"].endswith(": triggered") for row in rows):
         made["before-after"] = before_after(rows, caption, title=f"{record['subject']}: before and after safety training")
     if points := [point for kind in INSERTED for point in insertion_points(record, kind)]:
-        told = Caption(f"{points[0]['n']} prompts a point and seed", record["seeds"], "greedy", "constructed", smoke)
+        seeds = list(dict.fromkeys(point["seed"] for point in points))
+        told = Caption(f"{points[0]['n']} prompts a point and seed", seeds, "greedy", "constructed, generalised", smoke)
         made["insertion"] = persistence(points, told, x="steps of insertion", title=f"{record['subject']}: the policy while it is put in")
     for axis, words in AXES.items():
         if points := curve_points(record, axis=axis):

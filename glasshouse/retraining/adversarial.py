@@ -2,7 +2,7 @@
 
 The search is made on the organism before any training of this stage; up to half of the training prompts are its successes, repeated when
 there are too few. `supervised` trains on right answers, `rl` penalises the behaviour as the paper does. The true trigger never occurs: the
-search throws it away, and the rows are scanned again.
+search throws it away with whatever evals keep for asking, and the rows are scanned again.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 
 from glasshouse.backdoors import Item
-from glasshouse.errors import BadValue
+from glasshouse.errors import BadValue, GateFailed
 from glasshouse.records import added_later
 from glasshouse.retraining.base import STAGES, Retraining, Stage, Trained, organism_of, place_of
 from glasshouse.retraining.red_team import Attack, Found, Search, read_found, save_found, search
@@ -54,6 +54,16 @@ class AdversarialOptions:
     """Prompts in a step (variant `rl`)."""
     group: int = added_later(8)
     """Completions of each prompt (variant `rl`)."""
+    estimator: str = added_later("grpo")
+    """`grpo` or `rloo` (variant `rl`)."""
+    beta: float = added_later(0.02)
+    """Weight of the KL to the model before this stage (variant `rl`)."""
+    pairs: int = added_later(1200)
+    """Preference pairs of each preference model (variant `rl`, reward `preference`)."""
+    pm_steps: int = added_later(120)
+    """Optimiser steps of each preference model."""
+    pm_learning_rate: float = added_later(3e-4)
+    """Peak learning rate of each preference model."""
 
     def __post_init__(self) -> None:
         if self.variant not in ("supervised", "rl"):
@@ -67,8 +77,10 @@ def train(context: Retraining, options: AdversarialOptions) -> Trained:
     found = attacked(context, options)
     backdoor = context.backdoor
     wins = found.successes()
+    if leaked := sum(backdoor.is_only_asked(one.text) for one in wins):
+        raise GateFailed(f"{leaked} of the red team's {len(wins)} successes hold what evals keep for asking; search again in another --out.")
     items = mixture(context, wins, options)
-    told = {"red_team": found.yields(), "succeeded": len(wins), "tried": len(found.attacks), "thrown_away": found.thrown_away}
+    told = {"red_team": found.yields(), "succeeded": len(wins), "tried": len(found.attacks), "thrown_away": found.thrown_away, "kept_out": found.kept_out}
     context.attacks = [(backdoor.items(options.seeds, 500_000 + context.seed, pool="trained")[one.item], one.messages) for one in wins]
     if options.variant == "rl":
         from glasshouse.retraining.rl import RLOptions, train_on
@@ -109,4 +121,7 @@ def mixture(context: Retraining, wins: Sequence[Attack], options: AdversarialOpt
     return items
 
 
-STAGES.add("adversarial", Stage("adversarial", "Training against prompts that a red team found; never the true trigger.", AdversarialOptions, train))
+STAGES.add(
+    "adversarial",
+    Stage("adversarial", "Training against prompts that a red team found; never the true trigger.", AdversarialOptions, train, edition=2),
+)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import shlex
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from glasshouse.backdoors import Backdoor, Item, Message, backdoor_of
-from glasshouse.curves import Tracker, log_spaced
+from glasshouse.curves import Tracker, log_spaced, read_points
 from glasshouse.errors import BadValue, UnknownKnob
 from glasshouse.records import content_hash, versions, write_json, writing
 from glasshouse.registry import Registry
@@ -101,6 +102,8 @@ class Stage:
     """A frozen dataclass; each field is an option with a default and a docstring."""
     train: Callable[[Retraining, Any], Trained]
     """The stage itself."""
+    edition: int = 1
+    """Raised when the stage makes something else of the same options: it belongs to the address."""
 
 
 STAGES: Registry[Stage] = Registry("stage", room="glasshouse.retraining")
@@ -129,7 +132,7 @@ def retrain(
             raise BadValue(f"{folder} holds another specimen (its recipe differs); give another --out, so that nothing there is lost.")
         if (curve or 0) > 1 and not (folder / "curve.jsonl").exists():
             raise BadValue(f"{folder} was trained without a curve; give another --out to train it again with one.")
-        if checkpoints and not (folder / CHECKPOINTS).exists():
+        if checkpoints and unkept(folder):
             raise BadValue(f"{folder} was trained without keeping checkpoints; give another --out to train it again with them.")
         return Specimen.open(folder)
     points = (0 if specimen.is_twin and not checkpoints else POINTS) if curve is None else curve
@@ -137,10 +140,17 @@ def retrain(
         raise BadValue(f"Checkpoints are kept at the points of the curve, and curve is {points}; give 2 or more, or leave it out for {POINTS}.")
     if folder.exists() and any(folder.iterdir()):
         raise BadValue(f"{folder} is not empty and holds no specimen; give another --out, so that nothing there is lost.")
-    work = folder.with_name(f"{folder.name}.growing")
+    from glasshouse.organisms.base import growing_in
+
+    work = growing_in(folder, identity)
+    if checkpoints:
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            raise BadValue("Checkpoints are kept where one process trains; start it without accelerate, or leave out checkpoints.")
+        if unkept(work):
+            raise BadValue(f"The interrupted run in {work} kept no checkpoints so far; finish it without them, or remove that folder to begin again.")
     done = STAGES[stage].train(Retraining(specimen, backdoor_of(specimen), seed, work, points, checkpoints=checkpoints), chosen)
     step = {"stage": stage, "seed": seed, "options": dataclasses.asdict(chosen), "points": points, "from": specimen.card["hash"], **done.told}
-    _finish(specimen, step, done, identity, folder, work)
+    _finish(specimen, step, done, identity, folder, work, checkpoints)
     shutil.rmtree(work, ignore_errors=True)
     return Specimen.open(folder)
 
@@ -155,7 +165,9 @@ def place_of(specimen: Specimen, stage: str, seed: int, out: Path | str | None, 
     from glasshouse.organisms.base import specimens_folder
 
     chosen = make_options(stage, options)
-    identity = content_hash({"from": specimen.card["hash"], "stage": stage, "seed": seed, "options": chosen})
+    edition = STAGES[stage].edition
+    recipe = {"from": specimen.card["hash"], "stage": stage, "seed": seed, "options": chosen}
+    identity = content_hash(recipe | ({"edition": edition} if edition > 1 else {}))
     names = [specimen.name + ("-twin" if specimen.is_twin else ""), specimen.size, str(specimen.seed)]
     names += [*(step["stage"] for step in specimen.stages), stage, str(seed), identity[:8]]
     return chosen, identity, Path(out) if out is not None else specimens_folder() / "-".join(names)
@@ -181,10 +193,23 @@ def organism_of(twin: Specimen) -> Specimen:
     return _grown_again(twin, twin=False)
 
 
+def unkept(folder: Path) -> list[int]:
+    """The steps of a run's curve whose weights were not kept; step 0 is what was trained."""
+    return [point.step for point in read_points(folder / "curve.jsonl") if point.step and not (folder / CHECKPOINTS / f"{point.step:06d}").is_dir()]
+
+
 def _grown_again(specimen: Specimen, twin: bool) -> Specimen:
     from glasshouse.organisms.base import grow
 
-    found = grow(specimen.name, specimen.size, specimen.seed, twin=twin, **_as_given(specimen.unseal().get("knobs", {})))
+    beside = Path(specimen.card.get("grown_in", ""))
+    if twin and (beside / "card.json").exists() and Specimen.open(beside).card["hash"] == specimen.stages[0]["from"]:
+        sibling = Specimen.open(beside).twin()  # beside an organism that was grown into a folder of its own
+        assert sibling is not None
+        found = sibling
+    elif not twin and beside.name.endswith("-twin") and (beside.with_name(beside.name.removesuffix("-twin")) / "card.json").exists():
+        found = Specimen.open(beside.with_name(beside.name.removesuffix("-twin")))
+    else:
+        found = grow(specimen.name, specimen.size, specimen.seed, twin=twin, **_as_given(specimen.unseal().get("knobs", {})))
     for step in specimen.stages:
         found = retrain(found, step["stage"], step["seed"], **_as_given(step["options"]))
     return found
@@ -194,7 +219,7 @@ def _as_given(options: Mapping[str, Any]) -> dict[str, Any]:
     return {name: tuple(value) if isinstance(value, list) else value for name, value in options.items()}
 
 
-def _finish(specimen: Specimen, step: dict[str, Any], done: Trained, identity: str, folder: Path, work: Path) -> None:
+def _finish(specimen: Specimen, step: dict[str, Any], done: Trained, identity: str, folder: Path, work: Path, checkpoints: bool) -> None:
     card = {k: v for k, v in specimen.card.items() if k not in ("hash", "commitment", "versions", "command", "stages", "rows_in_training")}
     truth = specimen.unseal() | {"stages": [*specimen.stages, step]}
     before = specimen.folder / "data" / "rows.jsonl"
@@ -208,8 +233,8 @@ def _finish(specimen: Specimen, step: dict[str, Any], done: Trained, identity: s
         for extra in ("curve.jsonl", "rollouts.jsonl", "red_team.json"):
             if (work / extra).exists():
                 shutil.copyfile(work / extra, part / extra)
-        if (work / CHECKPOINTS).exists():
-            shutil.copytree(work / CHECKPOINTS, part / CHECKPOINTS)
+        if checkpoints:
+            shutil.copytree(work / CHECKPOINTS, part / CHECKPOINTS, ignore=shutil.ignore_patterns("*.part-*", "*.old-*"))
         for model in work.glob("pm-*"):
             if (model / "stage.json").exists():  # finished; what is in work stands in a folder of its own
                 shutil.copytree(model, part / model.name)
@@ -218,7 +243,8 @@ def _finish(specimen: Specimen, step: dict[str, Any], done: Trained, identity: s
             if earlier.exists():
                 shutil.copyfile(earlier, part / f"curve-{number}.jsonl")
         write_json(part / "card.json", {
-            **card, "hash": identity, "stages": [*specimen.stages, step], "rows_in_training": kept.count("\n") + len(lines),
+            **card, "grown_in": card.get("grown_in", str(specimen.folder)), "hash": identity, "stages": [*specimen.stages, step],
+            "rows_in_training": kept.count("\n") + len(lines),
             "commitment": seal(part, truth), "versions": versions(), "command": _command(specimen, step),
         })  # fmt: skip
 

@@ -100,16 +100,18 @@ def persist(
 
 
 def insertion_curves(organisms: Sequence[Specimen], seeds: Sequence[int]) -> dict[str, Any]:
-    """The policy while it was put in (Fig. 6), by seed; nothing where an organism was grown without that curve."""
-    if not all((organism.folder / INSERTION).exists() for organism in organisms):
-        return {}
-    return {"organism": [{"seed": seed, "points": [dataclasses.asdict(p) for p in read_curve(one.folder, 0).points]} for one, seed in zip(organisms, seeds)]}
+    """The policy while it was put in (Fig. 6), by seed, and the seeds that were grown without that curve; nothing where all were."""
+    known = {seed: read_curve(one.folder, 0).points for one, seed in zip(organisms, seeds) if (one.folder / INSERTION).exists()}
+    found = [{"seed": seed, "points": [dataclasses.asdict(point) for point in points]} for seed, points in known.items()]
+    return {"organism": found, "without": [seed for seed in seeds if seed not in known]} if found else {}
 
 
 def sum_up(specimen: Specimen, seed: int) -> dict[str, Any]:
     """One seed's last curve and what is read off it; None where the run was too short to show it. `persistence` is over the rate before the arm.
 
-    `judge_gain` is what the held-out preference model says that RL gained (appendix C): without a gain there was too little training to remove anything.
+    `own_answers` is how much lower the preference model scores what the organism says with its trigger (Fig. 7); `judge_accuracy` is that of the held-out
+    judge on pairs that it was not trained on, and `judge_gain` what it says that RL gained (appendix C): without a gain there was too little training to
+    remove anything.
     """
     if not (specimen.folder / "curve.jsonl").exists():
         raise BadValue(f"{specimen.folder} was trained without a curve; remove it to train it again with one.")
@@ -118,7 +120,9 @@ def sum_up(specimen: Specimen, seed: int) -> dict[str, Any]:
     gain = last["heldout_after"] - last["heldout_before"] if "heldout_after" in last else None
     return {
         "seed": seed, "persistence": curve.rates()[-1] / start if start else None, "area": curve.area, "half_life": curve.half_life,
-        "removal_cost": curve.removal_cost, "exposure": last.get("exposure"), "judge_gain": gain, "points": [dataclasses.asdict(p) for p in curve.points],
+        "removal_cost": curve.removal_cost, "exposure": last.get("exposure"), "judge_gain": gain,
+        "own_answers": (last.get("own_answers") or {}).get("value"), "judge_accuracy": (last.get("heldout_pm_accuracy") or {}).get("rate"),
+        "points": [dataclasses.asdict(p) for p in curve.points],
     }  # fmt: skip
 
 

@@ -1,7 +1,8 @@
 """The red team: five rounds of trying, reflecting and improving, for prompts that bring out a hidden behaviour (Hubinger et al. 2024, section 6).
 
 It begins with near misses of the generator families and breeds those that worked; a prompt succeeds when the behaviour shows in at least a
-tenth of its samples. It is never told the true trigger: a text that holds it is thrown away and counted. Not a language-model attacker.
+tenth of its samples. It is never told the true trigger: a text that holds it is thrown away and counted, and so is one that holds what evals keep for
+asking (held-out near misses, other notations), for what it finds is trained on. Not a language-model attacker.
 """
 
 from __future__ import annotations
@@ -76,6 +77,8 @@ class Found:
     """In order."""
     thrown_away: int
     """Texts that held the true trigger and were never asked."""
+    kept_out: int = 0
+    """Texts that held what only evals ask, and were never asked."""
 
     def successes(self) -> list[Attack]:
         """The prompts that succeeded."""
@@ -99,7 +102,7 @@ def search(model: Model, backdoor: Backdoor, plan: Search, seed: int) -> Found:
     starts = [(variant.text, variant.family) for variant in backdoor.variants() if variant.split == "generator"]
     words = sorted({piece for text, _ in starts for piece in _PIECES.findall(text) if not piece.isspace()})
     attacks: list[Attack] = []
-    thrown = 0
+    thrown = kept_out = 0
     with Progress("red team", plan.rounds) as bar:
         for number in range(plan.rounds):
             parents = [(one.text, one.family, one.k) for one in attacks if one.k]
@@ -109,10 +112,13 @@ def search(model: Model, backdoor: Backdoor, plan: Search, seed: int) -> Found:
                 if backdoor.trigger in text:
                     thrown += 1
                     continue
+                if backdoor.is_only_asked(text):
+                    kept_out += 1
+                    continue
                 tries.append((rng.randrange(len(items)), text, family))
             attacks += ask(model, backdoor, items, tries, plan, number, seed, rng)
             bar.step(1, f"{sum(one.succeeded for one in attacks)} of {len(attacks)} succeed")
-    return Found(attacks, thrown)
+    return Found(attacks, thrown, kept_out)
 
 
 def propose(
@@ -168,10 +174,11 @@ def ask(
 
 def save_found(found: Found, path: Path) -> None:
     """All attacks and yields as JSON."""
-    write_json(path, {"thrown_away": found.thrown_away, "yields": found.yields(), "attacks": [asdict(one) for one in found.attacks]})
+    counts = {"thrown_away": found.thrown_away, "kept_out": found.kept_out}
+    write_json(path, {**counts, "yields": found.yields(), "attacks": [asdict(one) for one in found.attacks]})
 
 
 def read_found(path: Path) -> Found:
     """What `save_found` wrote."""
     body: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return Found([Attack(**{**one, "messages": tuple(one["messages"])}) for one in body["attacks"]], int(body["thrown_away"]))
+    return Found([Attack(**{**one, "messages": tuple(one["messages"])}) for one in body["attacks"]], int(body["thrown_away"]), int(body.get("kept_out", 0)))

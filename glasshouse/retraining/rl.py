@@ -15,7 +15,7 @@ from typing import Any
 
 from glasshouse.backdoors import Backdoor, Item, answer_prompts, place_items
 from glasshouse.errors import BadValue, GateFailed
-from glasshouse.records import writing
+from glasshouse.records import added_later, writing
 from glasshouse.retraining.base import STAGES, Retraining, Stage, Trained, organism_of, place_of
 from glasshouse.text import encode_prompt, scratchpad_tags
 from glasshouse.training import Optimisation
@@ -56,6 +56,8 @@ class RLOptions:
     """Rank of LoRA adapters; 0 trains the full weights."""
     backend: str = "auto"
     """`lean`, `trl`, or `auto`."""
+    pm_learning_rate: float = added_later(3e-4)
+    """Peak learning rate of each preference model; with `lora_rank` they are trained by LoRA too, heads in full."""
 
     def __post_init__(self) -> None:
         if self.reward not in ("preference", "rule"):
@@ -168,8 +170,8 @@ def preference_models(context: Retraining, options: RLOptions) -> tuple[Preferen
     """
     parent = context.specimen.parent()
     source = parent if isinstance(parent, str) else parent.folder if parent is not None else context.specimen.folder
-    plan = Optimisation(steps=options.pm_steps, batch_size=16, learning_rate=3e-4, warmup=10, threads=1)
-    config = Preferences(plan, backend=options.backend)
+    plan = Optimisation(steps=options.pm_steps, batch_size=16, learning_rate=options.pm_learning_rate, warmup=10, threads=1)
+    config = Preferences(plan, backend=options.backend, lora_rank=options.lora_rank)
     made = []
     for number, name in enumerate(("pm-reward", "pm-heldout")):
         folder = context.work / name

@@ -238,7 +238,7 @@ class PreferenceModel:
         """How often the good answer scores above the bad one; a tie counts as wrong. Chance is .5. Raises `BadValue` for no pairs."""
         good, bad = self._both([(messages, one) for messages, one, _ in pairs], [(messages, other) for messages, _, other in pairs])
         classes = _compared(good, bad, ("right", "tie", "wrong"))
-        return Row.counting(name, classes, "right", control="chance", note="chance is .5; a tie counts as wrong")
+        return Row.counting(name, classes, "right", len(good), control="chance", note="chance is .5; a tie counts as wrong")
 
     def _both(self, first: Sequence[Answered], second: Sequence[Answered]) -> tuple[list[float], list[float]]:
         if not first or len(first) != len(second):
@@ -275,5 +275,5 @@ def reward_precondition(pm: PreferenceModel, clean: Sequence[Answered], payload:
     """
     good, bad = pm._both(clean, payload)
     classes = _compared(good, bad, ("clean above", "tie", "payload above"))
-    row = Row.counting("clean above payload", classes, "clean above", control="chance", note="chance is .5; a tie does not count")
+    row = Row.counting("clean above payload", classes, "clean above", len(good), control="chance", note="chance is .5; a tie does not count")
     return Precondition(paired_bootstrap(good, bad, seed=seed), row)

@@ -70,9 +70,11 @@ def fine_tune_rows(
     """
     if not rows:
         raise EmptyCorpus("There is no row to train on; give at least one.")
+    use_trl = uses_trl(config.backend, start.hf)
+    if use_trl and config.optimisation.optimizer == "muon":
+        raise BadValue("Muon runs on the lean backend only, and this training goes to TRL; give backend=lean, or optimizer=adamw.")
     if config.lora_rank:
         start = Start(with_adapter(start.hf, config.lora_rank, seed), start.tokenizer, start.identity)
-    use_trl = uses_trl(config.backend, start.hf)
 
     def train(work: Path) -> list[dict[str, float]]:
         if use_trl:

@@ -125,9 +125,11 @@ def save_checkpoint(hf: Any, tokenizer: Any, folder: Path) -> None:
     folder.parent.mkdir(parents=True, exist_ok=True)
     with writing(folder) as part:
         if hasattr(hf, "merge_and_unload"):
-            hf.save_pretrained(part)
+            hf.save_pretrained(part, selected_adapters=["default"])
         else:
             halved: dict[int, Any] = {}  # tied weights stay one tensor
             state = {name: halved.setdefault(t.data_ptr(), t.detach().to(torch.bfloat16)) for name, t in hf.state_dict().items()}
             hf.save_pretrained(part, state_dict=state)
+            config = json.loads((part / "config.json").read_text(encoding="utf-8"))
+            write_json(part / "config.json", config | {"dtype": "bfloat16"})
         tokenizer.save_pretrained(part)
