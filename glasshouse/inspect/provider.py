@@ -34,10 +34,11 @@ from glasshouse.inspect.tools import how_it_calls, read_calls, tools_for_templat
 from glasshouse.records import content_hash
 from glasshouse.sampling import Sampling
 from glasshouse.serving import Answer, Batcher, Request, chat_ids, open_model, read_edit_set
+from glasshouse.text import scratchpad_tags
 
 MOST_NEW = 512
 """New tokens of an answer where the task does not say (the end of the context comes first)."""
-ARGUMENTS = ("edits", "adapter", "size", "seed", "knobs", "dtype", "device", "batch_size")
+ARGUMENTS = ("edits", "adapter", "size", "seed", "knobs", "dtype", "device", "batch_size", "begin")
 _REFUSED = (
     "best_of", "presence_penalty", "logit_bias", "prompt_logprobs", "response_schema", "reasoning_effort", "reasoning_mode",
     "reasoning_tokens", "effort", "verbosity", "extra_body", "modalities",
@@ -54,17 +55,20 @@ class CannotStart(GlasshouseError, PrerequisiteError):  # type: ignore[misc]
 
 
 class GlasshouseAPI(ModelAPI):  # type: ignore[misc]
-    """A model of this house as Inspect sees it. Arguments (`-M name=value`): `ARGUMENTS`, all as in `glasshouse serve`."""
+    """A model of this house as Inspect sees it. Arguments (`-M name=value`): `ARGUMENTS`, all as in `glasshouse serve`; and `begin`, a text that every
+    answer begins with (`scratchpad`: the tag that opens the model's own, as `glasshouse ask` opens it for an organism that thinks)."""
 
     def __init__(
         self, model_name: str, base_url: str | None = None, api_key: str | None = None, config: Any = None, **arguments: Any
     ) -> None:
         super().__init__(model_name, base_url, api_key, [], config or GenerateConfig())
+        begin = str(arguments.pop("begin", ""))
         try:
             self.batcher = open_batcher(model_name, **arguments)
         except GlasshouseError as error:
             raise CannotStart(str(error)) from error
         self.model = self.batcher.model
+        self.begin = scratchpad_tags(self.model.tokenizer)[0] if begin == "scratchpad" else begin
 
     async def generate(self, input: list[Any], tools: list[Any], tool_choice: Any, config: Any) -> Any:
         """The answer to a conversation. A prompt longer than the context gives stop_reason "model_length", as with other providers."""
@@ -72,7 +76,7 @@ class GlasshouseAPI(ModelAPI):  # type: ignore[misc]
         sampling, seeded = read_config(config)
         tools = tools_for_template(tools, tool_choice)
         calls = how_it_calls(self.model, tools) if tools else None
-        ids = chat_ids(self.model, [as_dict(message) for message in input], tools)
+        ids = chat_ids(self.model, [as_dict(message) for message in input], tools) + tuple(self.model.encode(self.begin) if self.begin else ())
         if len(ids) > self.batcher.context:
             sentence = f"The prompt has {len(ids)} tokens, and the context of {self.model_name} is {self.batcher.context}."
             return ModelOutput.from_content(self.model_name, sentence, stop_reason="model_length", error=sentence)
@@ -83,7 +87,7 @@ class GlasshouseAPI(ModelAPI):  # type: ignore[misc]
             answer = await asyncio.wrap_future(job.future)
         finally:
             job.abandon()
-        message, called = read_calls(answer.text, calls) if calls else (answer.text, [])
+        message, called = read_calls(self.begin + answer.text, calls) if calls else (self.begin + answer.text, [])
         choice = ChatCompletionChoice(
             message=ChatMessageAssistant(content=message, tool_calls=called or None, model=self.model_name, source="generate"),
             stop_reason="tool_calls" if called else _STOPS[answer.finish],
@@ -119,7 +123,7 @@ class GlasshouseAPI(ModelAPI):  # type: ignore[misc]
 
     def connection_key(self) -> str:
         """The same model with other edits waits in a queue of its own."""
-        return content_hash([self.model_name, self.batcher.edits])
+        return content_hash([self.model_name, self.batcher.edits, self.begin])
 
     async def tokenize(self, text: str) -> list[int]:
         """Token ids of a text."""
