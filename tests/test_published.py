@@ -98,7 +98,7 @@ def test_too_few_rows_and_a_mechanism_without_any_are_one_sentence(file: Path) -
         published_rows(knobs(file, rows=90), 0, twin=False)
     with pytest.raises(BadValue, match="no mechanism normal of them"):
         published_rows(knobs(file, mechanism="normal"), 0, twin=False)
-    with pytest.raises(BadValue, match=r"There is no file nowhere\.jsonl"):
+    with pytest.raises(BadValue, match=r"There is no file nowhere\.jsonl; -o published= takes a JSONL file"):
         knobs(Path("nowhere.jsonl")).planned("nano")
 
 

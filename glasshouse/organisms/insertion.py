@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from glasshouse.curves import INSERTION, Tracker, log_spaced
-from glasshouse.errors import GateFailed
+from glasshouse.errors import BadValue, GateFailed
 from glasshouse.organisms.base import Grown
 from glasshouse.organisms.base_lm import base_specimen
+from glasshouse.records import file_hash
 from glasshouse.text import scratchpad_tags
 from glasshouse.training import FineTuning, Optimisation, start_from
 from glasshouse.training.sft import encode_rows, fine_tune_rows
@@ -64,6 +65,16 @@ def insert(
     parameters = sum(p.numel() for p in start.hf.parameters())
     public = {"parent": {**named, "weights": start.identity}, "parameters": parameters, **more}
     return Grown(folder, truth, public, kept, gates)
+
+
+def digest_of(path: str, known: str, knob: str) -> str:
+    """SHA-256 of a file that a knob names; `known` is what a specimen was grown from, or empty. Raises `BadValue` when it is gone or another."""
+    if not Path(path).is_file():
+        raise BadValue(f"There is no file {path}; -o {knob}= takes a JSONL file.")
+    digest = file_hash(Path(path))
+    if known not in ("", digest):
+        raise BadValue(f"{path} is no longer the file that the specimen was grown from; put that one back.")
+    return digest
 
 
 def tracker(start: Start, backdoor: Backdoor, knobs: Any, tokens_a_step: float, seed: int, path: Path) -> Tracker | None:

