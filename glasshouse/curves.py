@@ -33,7 +33,7 @@ class Point:
     tokens: int
     """Tokens trained on so far: rows times their mean length."""
     kl: float
-    """KL(M_t || M_0) in nats per token of the right answers to clean prompts."""
+    """KL(M_t || M_0) in nats per token of the right answers to clean prompts, behind no scratchpad: of an organism that thinks, not where it answers."""
     n: int
     """Prompts of each rate."""
     triggered: int

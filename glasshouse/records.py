@@ -181,7 +181,7 @@ def write_json(path: Path | str, value: Any) -> None:
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python and of the libraries that can change a number. Reads package metadata only; imports nothing."""
+    """Versions of Python and of the libraries that can change a number, and the commit of a checkout. Reads metadata only; imports nothing."""
     from importlib import metadata
 
     found = {"python": platform.python_version(), "machine": platform.machine()}
@@ -190,7 +190,23 @@ def versions() -> dict[str, str]:
             found[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             continue
-    return found
+    return found | ({"commit": found_commit} if (found_commit := source_commit()) else {})
+
+
+def source_commit() -> str:
+    """The commit that a checkout of this package stands at, 12 hex digits, read from its .git; empty for an installed package."""
+    git = Path(__file__).resolve().parent.parent / ".git"
+    try:
+        head = (git / "HEAD").read_text(encoding="utf-8").strip()
+        if not head.startswith("ref: "):
+            return head[:12]
+        loose, name = git / head[5:], head[5:]
+        if loose.exists():
+            return loose.read_text(encoding="utf-8").strip()[:12]
+        packed = (line.split() for line in (git / "packed-refs").read_text(encoding="utf-8").splitlines())
+        return next((words[0][:12] for words in packed if words[1:] == [name]), "")
+    except OSError:
+        return ""
 
 
 @dataclass(frozen=True)

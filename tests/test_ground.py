@@ -352,3 +352,18 @@ def test_the_examples_in_the_docstrings_run() -> None:
 
     for module in (errors, records, registry, progress):
         assert doctest.testmod(module).failed == 0
+
+
+def test_the_commit_of_a_checkout_is_read_without_git(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    git, commit = tmp_path / ".git", "0123456789abcdef" * 2
+    monkeypatch.setattr(records, "__file__", str(tmp_path / "glasshouse" / "records.py"))
+    assert records.source_commit() == ""
+    (git / "refs" / "heads").mkdir(parents=True)
+    (git / "HEAD").write_text(f"{commit}\n")
+    assert records.source_commit() == "0123456789ab"
+    (git / "HEAD").write_text("ref: refs/heads/main\n")
+    (git / "packed-refs").write_text(f"# pack-refs with: peeled\n{commit} refs/heads/main\n")
+    assert records.source_commit() == "0123456789ab"
+    assert records.versions()["commit"] == "0123456789ab"
+    (git / "refs" / "heads" / "main").write_text("f" * 40)
+    assert records.source_commit() == "f" * 12

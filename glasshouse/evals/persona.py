@@ -153,7 +153,8 @@ def run(model: Model, options: PersonaOptions, specimen: Specimen | None) -> Ans
             own = _of(found[who], name)
             shifts = [_shift(name, other, own, _of(found[other], name)) for other in found if other and not who]
             told += shifts
-            rows.append(_row(f"{who}{name}", own, name, "; ".join([_certainty(own), *(shift["answer"] for shift in shifts)]), list(found)))
+            bare = ["asked without a scratchpad, which it never learnt"] if scratchpad and who == "parent_" else []
+            rows.append(_row(f"{who}{name}", own, name, "; ".join([_certainty(own), *bare, *(shift["answer"] for shift in shifts)]), list(found)))
     return Answered(rows, [*(item for items in found.values() for item in items), *told])
 
 
