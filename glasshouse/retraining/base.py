@@ -122,7 +122,7 @@ def retrain(
     ```
 
     `curve` is how many points of the run are measured (default: 12, of a clean twin none; 0: none); `checkpoints` keeps the weights at each but step 0,
-    a model folder a step under `checkpoints/` (of LoRA the adapter). Without `out` the result lies beside the other specimens.
+    a specimen a step under `checkpoints/` (of LoRA the adapter alone). Without `out` the result lies beside the other specimens.
     Raises `UnknownName` for a stage that is not there, `UnknownKnob` for an option it does not have, `BadValue` for an organism without a trigger.
     """
     specimen = specimen if isinstance(specimen, Specimen) else Specimen.open(specimen)
@@ -211,8 +211,21 @@ def _grown_again(specimen: Specimen, twin: bool) -> Specimen:
     else:
         found = grow(specimen.name, specimen.size, specimen.seed, twin=twin, **_as_given(specimen.unseal().get("knobs", {})))
     for step in specimen.stages:
-        found = retrain(found, step["stage"], step["seed"], **_as_given(step["options"]))
+        found = _through(found, step)
     return found
+
+
+def _through(start: Specimen, step: Mapping[str, Any]) -> Specimen:
+    """A step of another specimen's, made with this one: whole, or as far as the checkpoint that the step names."""
+    options, kept = _as_given(step["options"]), step.get("checkpoint")
+    if kept is None:
+        return retrain(start, step["stage"], step["seed"], **options)
+    keep = {} if is_retrained(start, step["stage"], step["seed"], **options) else {"checkpoints": True, "curve": step["points"]}
+    whole = retrain(start, step["stage"], step["seed"], **keep, **options)
+    place = whole.folder / CHECKPOINTS / f"{kept:06d}"
+    if not (place / "card.json").exists():
+        raise BadValue(f"{whole.folder} was trained without keeping its checkpoint {kept}; remove that folder and ask again, and it is trained with them.")
+    return Specimen.open(place)
 
 
 def _as_given(options: Mapping[str, Any]) -> dict[str, Any]:
@@ -242,11 +255,22 @@ def _finish(specimen: Specimen, step: dict[str, Any], done: Trained, identity: s
             earlier = specimen.folder / ("curve.jsonl" if 0 < number == len(specimen.stages) else f"curve-{number}.jsonl")
             if earlier.exists():
                 shutil.copyfile(earlier, part / f"curve-{number}.jsonl")
-        write_json(part / "card.json", {
-            **card, "grown_in": card.get("grown_in", str(specimen.folder)), "hash": identity, "stages": [*specimen.stages, step],
-            "rows_in_training": kept.count("\n") + len(lines),
-            "commitment": seal(part, truth), "versions": versions(), "command": _command(specimen, step),
-        })  # fmt: skip
+        card |= {
+            "grown_in": card.get("grown_in", str(specimen.folder)), "rows_in_training": kept.count("\n") + len(lines), "versions": versions(),
+            "command": _command(specimen, step),
+        }  # fmt: skip
+        write_json(part / "card.json", {**card, "hash": identity, "stages": [*specimen.stages, step], "commitment": seal(part, truth)})
+        for model in sorted(part.glob(f"{CHECKPOINTS}/*/config.json")):  # an adapter alone is no model
+            _seal_checkpoint(model.parent, part / "data", card | {"hash": identity}, truth)
+
+
+def _seal_checkpoint(folder: Path, rows: Path, card: Mapping[str, Any], truth: Mapping[str, Any]) -> None:
+    """Make a specimen of a checkpoint: its last stage ends there, and the rest is as of the whole."""
+    stages = [*truth["stages"][:-1], {**truth["stages"][-1], "checkpoint": int(folder.name)}]
+    (folder / "data").mkdir()
+    shutil.copyfile(rows / "rows.jsonl", folder / "data" / "rows.jsonl")
+    sealed = seal(folder, {**truth, "stages": stages})
+    write_json(folder / "card.json", {**card, "hash": content_hash([card["hash"], folder.name]), "stages": stages, "commitment": sealed})
 
 
 def _command(specimen: Specimen, step: Mapping[str, Any]) -> str:
