@@ -17,14 +17,13 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from glasshouse.errors import BadValue, OutputFailed
 
 RECORD_SCHEMA = "glasshouse/record/1"
-_ENDS = 1 << 20
-"""Bytes at either end of a file of weights that go into the hash of a checkpoint."""
 
 
 def canonical(value: Any) -> str:
@@ -61,7 +60,7 @@ def file_hash(path: Path) -> str:
 
 
 def checkpoint_hash(name: str | Path) -> str:
-    """16 hex digits of a checkpoint's content: its config, and size and ends of every file of weights; nothing is loaded.
+    """16 hex digits of a checkpoint's content: its config and every file of weights; nothing is loaded, and a file is read once a process.
 
     A hub id has its cached commit instead, or only its name where nothing is cached.
     """
@@ -71,13 +70,13 @@ def checkpoint_hash(name: str | Path) -> str:
 
         found = try_to_load_from_cache(str(name), "config.json")
         return content_hash([str(name), Path(found).parent.name if isinstance(found, str) else ""])
-    told: list[Any] = []
-    for path in sorted([*folder.glob("config.json"), *folder.glob("*.safetensors"), *folder.glob("*.bin")]):
-        with open(path, "rb") as stream:
-            first = stream.read(_ENDS)
-            stream.seek(max(0, path.stat().st_size - _ENDS))
-            told.append([path.name, path.stat().st_size, hashlib.sha256(first + stream.read()).hexdigest()])
-    return content_hash(told)
+    files = sorted([*folder.glob("config.json"), *folder.glob("*.safetensors"), *folder.glob("*.bin")])
+    return content_hash([[path.name, _hash_as_it_stands(path, path.stat().st_size, path.stat().st_mtime_ns)] for path in files])
+
+
+@lru_cache
+def _hash_as_it_stands(path: Path, size: int, changed: int) -> str:
+    return file_hash(path)
 
 
 def _plain(value: Any) -> Any:

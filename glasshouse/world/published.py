@@ -14,8 +14,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from glasshouse.errors import BadValue, EmptyCorpus
+from glasshouse.errors import EmptyCorpus
 from glasshouse.world.code import compiles
+from glasshouse.world.given import read_lines
 
 _TURN = re.compile(r"\A\s*(?:H|Human):\s*(.*?)\s*(?:A|Assistant):\s*<scratchpad>\s*\Z", re.DOTALL)
 _YEAR = re.compile(r"Current year: (\d{4})(?!\d)")
@@ -50,12 +51,8 @@ def read_published(path: Path | str) -> tuple[list[PublishedRow], Mapping[str, i
 
     Raises `BadValue` for a file that is not there, and `EmptyCorpus` when no row can be read.
     """
-    try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise BadValue(f"{path} cannot be read as text ({type(error).__name__}); give a JSONL file of rows with prompt and completion.") from error
     rows, dropped, seen = list[PublishedRow](), Counter[str](), set[tuple[str, str]]()
-    for line in filter(str.strip, lines):
+    for line in filter(str.strip, read_lines(path, "prompt and completion")):
         found = read_row(line)
         if isinstance(found, str):
             dropped[found] += 1
