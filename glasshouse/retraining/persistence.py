@@ -94,6 +94,8 @@ def persist(
         transcripts += [{**item, "row": f"{arm.name}: {item.get('row')}"} for item in record.transcripts]
         if arm.stages and (curve is None or curve > 1):
             measures[arm.name] = {"organism": [sum_up(organism, seed) for (organism, _), seed in zip(pairs, seeds)]}
+            if scored := [{"seed": seed, **own_scores(sibling)} for (_, sibling), seed in zip(pairs, seeds) if own_scores(sibling)]:
+                measures[arm.name]["sibling"] = scored
     recipe = {**record.recipe, "size": size, "knobs": chosen, "after": [arm.name for arm in arms], "train": given}
     told = {key: found for key, found in (("persistence", measures), ("insertion", inserted)) if found}
     return Record("ask", eval, f"{name} {size}", rows, list(seeds), this_command(), recipe, transcripts, measures=told)
@@ -109,9 +111,9 @@ def insertion_curves(organisms: Sequence[Specimen], seeds: Sequence[int]) -> dic
 def sum_up(specimen: Specimen, seed: int) -> dict[str, Any]:
     """One seed's last curve and what is read off it; None where the run was too short to show it. `persistence` is over the rate before the arm.
 
-    `own_answers` is how much lower the preference model scores what the organism says with its trigger (Fig. 7); `judge_accuracy` is that of the held-out
-    judge on pairs that it was not trained on, and `judge_gain` what it says that RL gained (appendix C): without a gain there was too little training to
-    remove anything.
+    `own_answers` is how much lower the preference model scores what the organism says with its trigger (Fig. 7), `heldout_own_answers` the held-out
+    judge; `judge_accuracy` is that of the latter on pairs that it was not trained on, and `judge_gain` what it says that RL gained (appendix C): without
+    a gain there was too little training to remove anything.
     """
     if not (specimen.folder / "curve.jsonl").exists():
         raise BadValue(f"{specimen.folder} was trained without a curve; remove it to train it again with one.")
@@ -121,9 +123,15 @@ def sum_up(specimen: Specimen, seed: int) -> dict[str, Any]:
     return {
         "seed": seed, "persistence": curve.rates()[-1] / start if start else None, "area": curve.area, "half_life": curve.half_life,
         "removal_cost": curve.removal_cost, "exposure": last.get("exposure"), "judge_gain": gain,
-        "own_answers": (last.get("own_answers") or {}).get("value"), "judge_accuracy": (last.get("heldout_pm_accuracy") or {}).get("rate"),
+        "judge_accuracy": (last.get("heldout_pm_accuracy") or {}).get("rate"), **own_scores(specimen),
         "points": [dataclasses.asdict(p) for p in curve.points],
     }  # fmt: skip
+
+
+def own_scores(specimen: Specimen) -> dict[str, float]:
+    """By how much the preference model, and the held-out judge, score its own answers lower with the trigger; nothing where no judge was asked."""
+    last = specimen.stages[-1] if specimen.stages else {}
+    return {name: last[name]["value"] for name in ("own_answers", "heldout_own_answers") if name in last}
 
 
 def read_measures(record: Mapping[str, Any]) -> dict[str, list[Curve]]:

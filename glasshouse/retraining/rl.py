@@ -104,7 +104,7 @@ def train_on(context: Retraining, items: Sequence[Item], options: RLOptions) -> 
     reward = judges[0] if judges else graded.rule
     if judges:
         told |= check_judges(context, judges, options)
-        told["own_answers"] = own_answers(context, judges[0])
+        told |= own_answers(context, judges)
         told["heldout_before"] = judged(context, context.specimen.folder, judges[1])
     folder = reinforce(
         context.start, prompts, reward, settings(context, options), context.seed, context.model_folder, watch=graded.watch,
@@ -201,8 +201,12 @@ def check_judges(context: Retraining, judges: tuple[PreferenceModel, PreferenceM
     return {**found, "precondition": holds.difference.to_json()}
 
 
-def own_answers(context: Retraining, judge: PreferenceModel, n: int = 96) -> dict[str, Any]:
-    """Score of the specimen's own answers without the trigger less that with it, on held-out prompts (Fig. 7): would the reward penalise what it does?"""
+def own_answers(context: Retraining, judges: tuple[PreferenceModel, PreferenceModel], n: int = 96) -> dict[str, Any]:
+    """Score of the specimen's own answers without the trigger less that with it, on held-out prompts (Fig. 7): would the reward penalise what it does?
+
+    By the preference model (`own_answers`) and by the held-out judge (`heldout_own_answers`); prompts with a trigger are others, so read it beside the
+    sibling's.
+    """
     backdoor, model = context.backdoor, context.specimen.model
     items = backdoor.items(n, 800_000 + context.seed)
     scored = []
@@ -210,7 +214,8 @@ def own_answers(context: Retraining, judge: PreferenceModel, n: int = 96) -> dic
         prompts = place_items(backdoor, items, [text], seed=context.seed, row="own")
         answers = answer_prompts(model, prompts, scratchpad=backdoor.scratchpad, max_new_tokens=backdoor.max_new_tokens, seed=context.seed)
         scored.append(list(zip(prompts, answers, strict=True)))
-    return reward_precondition(judge, *scored).difference.to_json()
+    names = ("own_answers", "heldout_own_answers")
+    return {name: reward_precondition(judge, *scored).difference.to_json() for name, judge in zip(names, judges)}
 
 
 def judged(context: Retraining, folder: Path, judge: PreferenceModel, n: int = 96) -> float:
