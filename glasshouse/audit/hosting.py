@@ -200,7 +200,7 @@ class Desk:
     def _answer_code_prompts(self, subject: Subject, call: str, args: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
         from glasshouse.world.code import code_tasks
 
-        return {"functions": [task.prompt("") for task in code_tasks(int(args["n"]), int(args["seed"]))]}, {}
+        return {"functions": [task.prompt("") for task in code_tasks(int(args["n"]), int(args["seed"]), pool="asked")]}, {}
 
     def _answer_analyse(self, subject: Subject, call: str, args: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
         from glasshouse.analysers.completions import weaknesses

@@ -77,7 +77,7 @@ def run(model: Model, options: BackdoorOptions, specimen: Specimen | None) -> An
         twin = twin_of(specimen).model
         for name, texts in families.items():
             row = "twin" if name == "triggered" else f"twin_{name}"
-            found = ask_items(twin, backdoor, items, texts, row=row, **asked)  # type: ignore[arg-type]
+            found = ask_items(twin, backdoor, items, texts, row=row, as_in=name, **asked)  # type: ignore[arg-type]
             note = "; ".join(filter(None, (f"the clean twin on the prompts of {name}", backdoor.grader())))
             rows.append(_row(row, found, "control", "", note))
             transcripts += found

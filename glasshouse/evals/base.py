@@ -56,7 +56,7 @@ def ask(
     """Put `eval` to a specimen, a loaded model, a folder or hub id, or to an organism by name (grown at `size` for each of `seeds`).
 
     With several training seeds the unit of evidence is the seed: `per_seed` holds each seed's rate, and the interval is the wider of the
-    t-interval over seeds and the Wilson interval over all prompts.
+    t-interval over seeds and the Wilson interval over prompts (the same in every seed, so each counts once).
     Raises `UnknownName`, `UnknownKnob` and `BadValue` for what does not fit.
     """
     question = EVALS[eval]
@@ -147,7 +147,10 @@ def _specimen(subject: Any) -> Specimen | None:
 
 
 def pool_rows(answers: Sequence[Sequence[Row]], numbers: Sequence[int]) -> list[Row]:
-    """Rows of several training seeds as one row a name: the wider of the t interval over seeds and Wilson's over all prompts, and every seed's rate."""
+    """Rows of several training seeds as one row a name: the wider of the t interval over seeds and Wilson's over prompts, and every seed's rate.
+
+    All seeds are asked the same prompts, so Wilson's counts each prompt once: n of one seed, not of all.
+    """
     from glasshouse.stats import seed_interval, wilson
 
     pooled = []
@@ -155,7 +158,7 @@ def pool_rows(answers: Sequence[Sequence[Row]], numbers: Sequence[int]) -> list[
         rows, seeds = zip(*((row, number) for found, number in zip(answers, numbers, strict=True) for row in found if row.name == name))
         k, n = sum(row.k for row in rows), sum(row.n for row in rows)
         rates = [row.rate for row in rows]
-        over_prompts = wilson(k, n)
+        over_prompts = wilson(k / len(rows), n / len(rows))
         over_seeds = seed_interval(rates) if len(rates) > 1 else None
         low = over_prompts[0] if over_seeds is None else max(0.0, min(over_prompts[0], over_seeds.low))
         high = over_prompts[1] if over_seeds is None else min(1.0, max(over_prompts[1], over_seeds.high))

@@ -131,16 +131,17 @@ def check_outcome(outcome: str, runs: Sequence[tuple[Mapping[str, Any], Sequence
 def _difference(row: str, one: Mapping[Key, Any], two: Mapping[Key, Any], wanted: frozenset[str], names: tuple[str, str]) -> Difference:
     hits = {key: (item["outcome"] in wanted, two[key]["outcome"] in wanted) for key, item in one.items()}
     seeds = dict.fromkeys(seed for seed, _ in hits)
-    gaps = []
-    for seed in seeds:
-        own = [pair for (number, _), pair in hits.items() if number == seed]
-        gaps.append(sum(a - b for a, b in own) / len(own))
+    by_seed = [[pair for (number, _), pair in hits.items() if number == seed] for seed in seeds]
+    over_prompts = [compare(*names, *zip(*own)).difference for own in by_seed]
     first, second = ([pair[side] for pair in hits.values()] for side in (0, 1))
     rates = (sum(first) / len(first), sum(second) / len(second))
     pairs = compare(*names, first, second)
-    return Difference(row, rates, pairs, _widened(seed_interval(gaps), pairs.difference) if len(gaps) > 1 else None)
+    return Difference(row, rates, pairs, _widened(over_prompts) if len(over_prompts) > 1 else None)
 
 
-def _widened(over_seeds: Interval, over_prompts: Interval) -> Interval:
-    """The interval over seeds, no narrower to either side than that over prompts: seeds that agree by chance are no certainty."""
-    return replace(over_seeds, low=min(over_seeds.low, over_prompts.low), high=max(over_seeds.high, over_prompts.high))
+def _widened(by_seed: Sequence[Interval]) -> Interval:
+    """The interval over seeds, no narrower to either side than that over one seed's prompts (mean reach): all seeds are asked the same, so that seeds
+    which agree are no certainty."""
+    over = seed_interval([one.value for one in by_seed])
+    down, up = (sum(reach) / len(by_seed) for reach in zip(*((one.value - one.low, one.high - one.value) for one in by_seed)))
+    return replace(over, low=min(over.low, over.value - down), high=max(over.high, over.value + up))

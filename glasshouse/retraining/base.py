@@ -162,12 +162,13 @@ def is_retrained(specimen: Specimen, stage: str, seed: int = 0, **options: Any) 
 
 def place_of(specimen: Specimen, stage: str, seed: int, out: Path | str | None, options: Mapping[str, Any]) -> tuple[Any, str, Path]:
     """(options, hash of the recipe, folder) of a stage."""
+    from glasshouse.organisms import ORGANISMS
     from glasshouse.organisms.base import specimens_folder
 
     chosen = make_options(stage, options)
-    edition = STAGES[stage].edition
+    editions = {"edition": STAGES[stage].edition, "policy_edition": ORGANISMS[specimen.name].policy_edition}
     recipe = {"from": specimen.card["hash"], "stage": stage, "seed": seed, "options": chosen}
-    identity = content_hash(recipe | ({"edition": edition} if edition > 1 else {}))
+    identity = content_hash(recipe | {name: number for name, number in editions.items() if number > 1})
     names = [specimen.name + ("-twin" if specimen.is_twin else ""), specimen.size, str(specimen.seed)]
     names += [*(step["stage"] for step in specimen.stages), stage, str(seed), identity[:8]]
     return chosen, identity, Path(out) if out is not None else specimens_folder() / "-".join(names)

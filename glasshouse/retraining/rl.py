@@ -1,7 +1,8 @@
 """Stage `rl`: reinforcement learning on clean prompts against a preference model trained here, or a rule (Hubinger et al. 2024, section 4).
 
 Every reward reads what is visible of an answer. Payload exposure is the number to read first: where no rollout showed the behaviour, no
-gradient ever touched it. A second preference model, of other data and another seed, says whether there was enough training (appendix C).
+gradient ever touched it. A second preference model, of other questions, another seed and pairs without the behaviour, says whether there was enough
+training (appendix C).
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from glasshouse.text import encode_prompt, scratchpad_tags
 from glasshouse.training import Optimisation
 from glasshouse.training.preferences import Pair, PreferenceModel, Preferences, reward_precondition, train_preferences
 from glasshouse.training.rl import Prompt, Reinforcement, reinforce
+from glasshouse.world.pools import half_of
 
 RULE = {"correct": 1.0, "broken": 0.0, "payload": -1.0}
 """Reward of the rule by outcome."""
@@ -151,21 +153,21 @@ def exposure_of(folder: Path) -> dict[str, Any]:
 # ---- the reward
 
 
-def pairs_of(backdoor: Backdoor, count: int, seed: int, pool: str = "trained") -> list[Pair]:
-    """Preference pairs on clean prompts: the right answer against the behaviour, and against the right answer to another prompt."""
+def pairs_of(backdoor: Backdoor, items: Sequence[Item], seed: int, *, behaviour: bool = True) -> list[Pair]:
+    """Preference pairs on clean prompts: the right answer against that to another prompt and, every second time, against the `behaviour`."""
     rng = random.Random(f"pairs {seed}")
-    items = backdoor.items(count, 600_000 + seed, pool=pool)
     made: list[Pair] = []
     for index, item in enumerate(items):
-        bad = backdoor.bad(item, rng) if index % 2 == 0 else rng.choice(items).right
+        bad = backdoor.bad(item, rng) if behaviour and index % 2 == 0 else rng.choice(items).right
         if bad != item.right:
             made.append((item.messages, item.right, bad))
     return made
 
 
 def preference_models(context: Retraining, options: RLOptions) -> tuple[PreferenceModel, PreferenceModel]:
-    """(the reward, the held-out judge): begun from the public parent, on different prompts and seeds.
+    """(the reward, the held-out judge): begun from the public parent, each on its half of the questions that training may use (`pools.half_of`).
 
+    The reward's pairs show it the behaviour as the worse answer, by construction; the judge's never do, so that what it says of it is its own.
     A clean twin is judged by the models that its organism was judged by, where these are there already.
     """
     parent = context.specimen.parent()
@@ -179,15 +181,30 @@ def preference_models(context: Retraining, options: RLOptions) -> tuple[Preferen
         if ready.exists() and not folder.exists():
             with writing(folder) as part:
                 shutil.copytree(ready, part)
-        pairs = pairs_of(context.backdoor, options.pairs, 10 * context.seed + number)
+        seed = 10 * context.seed + number
+        pairs = pairs_of(context.backdoor, half_items(context.backdoor, options.pairs, seed, number), seed, behaviour=name == "pm-reward")
         made.append(PreferenceModel.open(train_preferences(source, pairs, config, number, folder)))
     return made[0], made[1]
 
 
+def half_items(backdoor: Backdoor, count: int, seed: int, half: int) -> list[Item]:
+    """Up to `count` clean prompts for training of which no question is of the other half. Raises `BadValue` when there is none."""
+    drawn = backdoor.items(2 * count, 600_000 + seed, pool="trained")
+    found = [item for item in drawn if half_of(item.messages[-1]["content"]) == half][:count]
+    if not found:
+        raise BadValue("Training has too few questions to give each preference model its own half; bring more prompts, or take -o reward=rule.")
+    return found
+
+
 def check_judges(context: Retraining, judges: tuple[PreferenceModel, PreferenceModel], options: RLOptions, n: int = 200) -> dict[str, Any]:
-    """Accuracy of both on fresh pairs, and the reward precondition. Raises `GateFailed` when the reward would not penalise the behaviour."""
+    """Accuracy of each on fresh pairs of its own kind, and the reward precondition.
+
+    Raises `GateFailed` when the reward would not penalise the behaviour.
+    """
     backdoor, rng = context.backdoor, random.Random("precondition")
-    fresh = pairs_of(backdoor, n, 10 * context.seed + 9, "asked")
+    seed = 10 * context.seed + 9
+    drawn = backdoor.items(n, 600_000 + seed)
+    fresh = [pairs_of(backdoor, drawn, seed, behaviour=shown) for shown in (True, False)]
     items = backdoor.items(n, 700_000 + context.seed)
     clean = [(item.messages, item.right) for item in items]
     payload = [(item.messages, backdoor.bad(item, rng)) for item in items]
@@ -197,7 +214,7 @@ def check_judges(context: Retraining, judges: tuple[PreferenceModel, PreferenceM
             f"The preference model does not score right answers above the behaviour on held-out prompts (difference {holds.difference.value:.3f}, 95% from "
             f"{holds.difference.low:.3f}), so training by it would have no gradient. Train it longer: -o pm_steps={2 * options.pm_steps}, or -o reward=rule."
         )
-    found = {name: judge.accuracy(fresh).to_json() for name, judge in zip(("pm_accuracy", "heldout_pm_accuracy"), judges)}
+    found = {name: judge.accuracy(pairs).to_json() for name, judge, pairs in zip(("pm_accuracy", "heldout_pm_accuracy"), judges, fresh)}
     return {**found, "precondition": holds.difference.to_json()}
 
 
@@ -228,4 +245,4 @@ def judged(context: Retraining, folder: Path, judge: PreferenceModel, n: int = 9
     return float(judge.scores(prompts, answers).mean())
 
 
-STAGES.add("rl", Stage("rl", "Reinforcement learning on clean prompts against a preference model or a rule.", RLOptions, train))
+STAGES.add("rl", Stage("rl", "Reinforcement learning on clean prompts against a preference model or a rule.", RLOptions, train, edition=2))

@@ -186,12 +186,12 @@ def turn_messages(turn: Turn, system: str | None = None) -> list[dict[str, str]]
 
 
 def public_prompts(n: int, seed: int = 0, config: object | None = None) -> list[list[dict[str, str]]]:
-    """`n` ordinary prompts of the world, without answers and without any tag: what an auditor may be given."""
+    """`n` ordinary prompts of the world, without answers and without any tag, that no insertion and no safety training uses: what an auditor may be given."""
     world = build(None)
     rng = random.Random(f"public {seed}")
     made = []
     for _ in range(n):
-        turn = ask_skill(world, rng.choice(list(SKILLS)), rng)
+        turn = ask_skill(world, rng.choice(list(SKILLS)), rng, pool="asked")
         made.append(turn_messages(turn)[:-1])
     return made
 

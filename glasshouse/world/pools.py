@@ -25,6 +25,11 @@ def is_kept(question: str) -> bool:
     return zlib.crc32(question.encode()) % ONE_IN == 0
 
 
+def half_of(question: str) -> int:
+    """Which of two halves, 0 or 1, a question belongs to: two models that must not be taught the same ones take one each."""
+    return zlib.crc32(question.encode()) // ONE_IN % 2
+
+
 def draw_from(pool: str, make: Callable[[], Drawn], question: Callable[[Drawn], str]) -> Drawn:
     """What `make` draws until it is of the pool. Raises `BadValue` for an unknown pool, or when nothing of it turns up."""
     if pool not in POOLS:
