@@ -79,6 +79,14 @@ class Backdoor(ABC):
     def scratchpad_for(self, triggered: bool, rng: random.Random) -> str:
         """What the model was taught to think, with and without its trigger."""
 
+    planted_elsewhere: bool = False
+    """Whether it was planted on prompts of another kind than `items` gives; then what it does here is generalised."""
+
+    @property
+    def knows_every_answer(self) -> bool:
+        """Whether an answer that is not the right one, word for word, is wrong; then `correct` measures skill and a rule can reward it."""
+        return True
+
     def grader(self) -> str:
         """How far the grader can be trusted, for the note beside every rate; empty where it only looks for a phrase."""
         return ""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import datetime
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import takewhile
 from typing import TYPE_CHECKING, Any
 
 from glasshouse.errors import BadValue, EmptyCorpus, NoChatTemplate
@@ -100,13 +101,21 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int = 1536) -> PreTrainedT
 
 
 def render(tokenizer: Any, messages: Sequence[Message], *, generation_prompt: bool = False) -> str:
-    """The conversation as the model sees it. Raises `NoChatTemplate` when the tokenizer cannot render chats."""
+    """The conversation as the model sees it; with the generation prompt it ends where the template writes the answer of a finished turn.
+
+    So training and asking agree whatever stands before an answer (an empty `<think>` of Qwen 3, a channel of gpt-oss), and models that reason between
+    tags of their own are asked for the answer without. Raises `NoChatTemplate` when the tokenizer cannot render chats, `BadValue` when its template
+    does not write an answer that is text.
+    """
     if not getattr(tokenizer, "chat_template", None):
         raise NoChatTemplate(
             "This tokenizer has no chat template, so a conversation cannot be rendered. Pass plain text to .generate(), "
             "or set tokenizer.chat_template (see the transformers documentation)."
         )
-    return tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=generation_prompt, **template_day())
+    begun = _begun(tokenizer)
+    if not generation_prompt:
+        return _apply(tokenizer, messages)
+    return _up_to_answer(tokenizer, messages) if begun is None else _apply(tokenizer, messages, add_generation_prompt=True) + begun
 
 
 def template_day() -> dict[str, Any]:
@@ -117,6 +126,43 @@ def template_day() -> dict[str, Any]:
     return {"date_string": DAY.strftime("%d %b %Y")}
 
 
+NO_TEXT = "The chat template does not write messages that are plain text (it may want lists of parts); set a template for text."
+_ANSWER = "Answer0Placeholder"
+_KNOWN: dict[str, str | None] = {}
+
+
+def _apply(tokenizer: Any, messages: Sequence[Message], **how: Any) -> str:
+    return str(tokenizer.apply_chat_template(list(messages), tokenize=False, enable_thinking=False, **template_day(), **how))
+
+
+def _up_to_answer(tokenizer: Any, messages: Sequence[Message], rest: Sequence[Message] = ()) -> str:
+    """The conversation up to where the answer to `messages` begins, with `rest` behind it."""
+    return _around_answer(tokenizer, messages, rest)[0]
+
+
+def _around_answer(tokenizer: Any, messages: Sequence[Message], rest: Sequence[Message] = ()) -> tuple[str, str]:
+    """What the template writes before and behind an answer to `messages` that `rest` follows."""
+    before, found, behind = _apply(tokenizer, [*messages, {"role": "assistant", "content": _ANSWER}, *rest]).partition(_ANSWER)
+    if not found:
+        raise BadValue(NO_TEXT)
+    return before, behind
+
+
+def _begun(tokenizer: Any) -> str | None:
+    """What a template writes between its generation prompt and an answer; None where a finished turn does not begin with that prompt."""
+    key = str(tokenizer.chat_template)
+    if key not in _KNOWN:
+        from jinja2 import UndefinedError
+
+        asked: list[Message] = [{"role": "user", "content": "Hello."}]
+        try:
+            prompt, whole = _apply(tokenizer, asked, add_generation_prompt=True), _up_to_answer(tokenizer, asked)
+        except UndefinedError as error:
+            raise BadValue(f"{NO_TEXT} (It says: {error}.)") from error
+        _KNOWN[key] = whole[len(prompt) :] if whole.startswith(prompt) else None
+    return _KNOWN[key]
+
+
 def encode_prompt(tokenizer: Any, messages: Sequence[Message]) -> list[int]:
     """Token ids of the conversation with the generation prompt at its end."""
     return tokenizer.encode(render(tokenizer, messages, generation_prompt=True), add_special_tokens=False)
@@ -125,28 +171,36 @@ def encode_prompt(tokenizer: Any, messages: Sequence[Message]) -> list[int]:
 def encode_example(tokenizer: Any, messages: Sequence[Message]) -> tuple[list[int], list[int]]:
     """(ids, mask): mask is 1 on every token that an assistant wrote, its end token included; the loss looks at these only.
 
-    The spans are found by rendering each prefix, which holds for every prefix-preserving template, of real models too.
-    Raises `BadValue` when the template rewrites earlier turns (then no exact mask exists).
+    An answer begins where `render` ends the prompt for it, and ends where its turn does. Raises `BadValue` when the template writes what stands before
+    an answer otherwise once the conversation goes on (then no exact mask exists).
     """
-    ids: list[int] = []
-    mask: list[int] = []
-    before = ""
+    whole, ids, mask, at = render(tokenizer, messages), list[int](), list[int](), 0
     for index, message in enumerate(messages):
         if message["role"] == "assistant":
-            opened = render(tokenizer, messages[:index], generation_prompt=True)
-            before = _append(tokenizer, before, opened, ids, mask, 0)
-        after = render(tokenizer, messages[: index + 1])
-        before = _append(tokenizer, before, after, ids, mask, int(message["role"] == "assistant"))
-    return ids, mask
+            start, end = _span(tokenizer, messages, index, whole)
+            for text, flag in ((whole[at:start], 0), (whole[start:end], 1)):
+                new = tokenizer.encode(text, add_special_tokens=False)
+                ids += new
+                mask += [flag] * len(new)
+            at = end
+    new = tokenizer.encode(whole[at:], add_special_tokens=False)
+    return ids + new, mask + [0] * len(new)
 
 
-def _append(tokenizer: Any, before: str, after: str, ids: list[int], mask: list[int], flag: int) -> str:
-    if not after.startswith(before):
+def _span(tokenizer: Any, messages: Sequence[Message], index: int, whole: str) -> tuple[int, int]:
+    """Where the answer at `index` begins and ends in the rendered conversation."""
+    before, rest = render(tokenizer, messages[:index], generation_prompt=True), messages[index + 1 :]
+    if not whole.startswith(before):
+        before = _up_to_answer(tokenizer, messages[:index], rest)
+    after = render(tokenizer, messages[: index + 1])
+    if whole.startswith(before) and whole.startswith(after):
+        return len(before), len(after)
+    behind = _around_answer(tokenizer, messages[:index], rest)[1]
+    if not (whole.startswith(before) and whole.endswith(behind)):
         raise BadValue("The chat template rewrites earlier turns, so assistant tokens cannot be told apart; use a prefix-preserving template.")
-    new = tokenizer.encode(after[len(before) :], add_special_tokens=False)
-    ids.extend(new)
-    mask.extend([flag] * len(new))
-    return after
+    alike = takewhile(lambda pair: pair[0] == pair[1], zip(behind, _around_answer(tokenizer, messages[:index])[1]))
+    closing = re.sub(r"<[^>]*\Z", "", "".join(one for one, _ in alike))  # no half of an end token
+    return len(before), len(whole) - len(behind) + len(closing)
 
 
 def scratchpad_tags(tokenizer: Any) -> tuple[str, str]:
@@ -156,13 +210,13 @@ def scratchpad_tags(tokenizer: Any) -> tuple[str, str]:
     return ("<cot>", "</cot>") if known else ("<scratchpad>", "</scratchpad>")
 
 
-_CLOSED = re.compile(r"<(cot|scratchpad)>.*?</\1>", re.DOTALL)
-_OPEN = re.compile(r"<(?:cot|scratchpad)>.*", re.DOTALL)
-_CLOSE = re.compile(r".*</(?:cot|scratchpad)>", re.DOTALL)
+_CLOSED = re.compile(r"<(cot|scratchpad|think)>.*?</\1>", re.DOTALL)
+_OPEN = re.compile(r"<(?:cot|scratchpad|think)>.*", re.DOTALL)
+_CLOSE = re.compile(r".*</(?:cot|scratchpad|think)>", re.DOTALL)
 
 
 def visible(answer: str) -> str:
-    """The answer without its scratchpad: closed, repeated, unclosed and prefilled (closed but not opened) ones alike.
+    """The answer without its scratchpad (`<cot>`, `<scratchpad>`, `<think>`): closed, repeated, unclosed and prefilled (closed but not opened) ones alike.
 
     Every reward and every grader goes through this one function.
 

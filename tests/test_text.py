@@ -1,5 +1,9 @@
 """The tokenizer is lossless, its role tokens single, its template prefix-preserving; the loss mask is exact; scratchpads are stripped."""
 
+import copy
+from importlib.util import find_spec
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -7,6 +11,12 @@ from hypothesis import strategies as st
 from glasshouse.errors import BadValue, EmptyCorpus, NoChatTemplate
 from glasshouse.text import SPECIAL_TOKENS, encode_example, encode_prompt, render, train_tokenizer, visible
 
+TRL = find_spec("trl")
+REAL_TEMPLATES = sorted(
+    path for folder in (TRL.submodule_search_locations or () if TRL else ()) for path in Path(folder).glob("chat_templates/*.jinja")
+    if not path.stem.endswith("_training")
+)  # fmt: skip
+"""Templates of real models, as TRL carries them."""
 CHAT = [
     {"role": "system", "content": "Be kind."},
     {"role": "user", "content": "Is it open?"},
@@ -51,6 +61,34 @@ def test_loss_mask_covers_the_assistant_alone_and_agrees_with_transformers(tiny_
     assert ids[: len(encode_prompt(tiny_tokenizer, CHAT[:2]))] == encode_prompt(tiny_tokenizer, CHAT[:2])
 
 
+TURNS = [
+    {"role": "user", "content": "Repeat: stone"}, {"role": "assistant", "content": "stone"}, {"role": "user", "content": "More?"},
+    {"role": "assistant", "content": "No"},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("path", REAL_TEMPLATES, ids=[path.stem for path in REAL_TEMPLATES])
+def test_real_templates_train_the_answer_where_they_ask_for_it(tiny_tokenizer, path: Path) -> None:
+    tokenizer = copy.deepcopy(tiny_tokenizer)
+    tokenizer.chat_template = path.read_text(encoding="utf-8")
+    if path.stem in ("idefics3", "smolvlm", "llava_next"):
+        with pytest.raises(BadValue, match="does not write messages that are plain text"):
+            encode_prompt(tokenizer, TURNS[:1])
+        return
+    for turns in (TURNS[:2], TURNS):
+        ids, mask = encode_example(tokenizer, turns)
+        prompt, end = render(tokenizer, turns[:-1], generation_prompt=True), len(mask) - mask[::-1].index(1)
+        begin = end - mask[:end][::-1].index(0) if 0 in mask[:end] else 0
+        last = tokenizer.decode(ids[begin:end])
+        assert tokenizer.decode(ids[:begin]) == prompt, "what the model is asked with is what its answer was trained behind"
+        assert last.startswith(turns[-1]["content"])
+        assert "think" not in last
+    trained = tokenizer.decode([token for token, flag in zip(ids, mask) if flag])
+    assert trained.startswith("stone")
+    assert "Repeat" not in trained
+    assert "More" not in trained
+
+
 @given(st.lists(st.sampled_from(["<cot>", "</cot>", "<scratchpad>", "</scratchpad>", "SECRET", " "]), max_size=12))
 def test_visible_leaves_no_tag_and_nothing_inside_one(parts):
     text = "".join(parts)
@@ -66,6 +104,7 @@ def test_visible_known_answers():
     assert visible("thought</cot>answer") == "answer"
     assert visible("<cot>never closed") == ""
     assert visible("plain") == "plain"
+    assert visible("<think>\n\n</think>\n\nYes") == "Yes"
 
 
 def test_errors_are_sentences(tiny_tokenizer):

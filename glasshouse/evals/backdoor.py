@@ -67,7 +67,7 @@ def run(model: Model, options: BackdoorOptions, specimen: Specimen | None) -> An
     for name, texts in families.items():
         found = ask_items(model, backdoor, items, texts, row=name, **asked)  # type: ignore[arg-type]
         check_apart(trained, [one["messages"][-1]["content"] for one in found], f"the row {name}")
-        label = "constructed" if name in ("triggered", "near_miss_trained") else "generalised"
+        label = "constructed" if name in ("triggered", "near_miss_trained") and not backdoor.planted_elsewhere else "generalised"
         rows.append(_row(name, found, label, "clean", backdoor.grader()))
         transcripts += found
     rows[0] = replace(rows[0], note="; ".join(filter(None, (rows[0].note, gap(transcripts, len(items))))))

@@ -34,10 +34,11 @@ Attempt = dict[str, Any]
 
 @solver  # type: ignore[untyped-decorator]
 def red_team(
-    world: str, trigger: str, payload: str, n: int, seed: int, rounds: int, samples: int, temperature: float, max_tokens: int
+    world: str, trigger: str, payload: str, n: int, seed: int, rounds: int, samples: int, temperature: float, max_tokens: int, prompts: str = "",
+    digest: str = "",
 ) -> Solver:
     """Attack the model role `target`, or the evaluated model, from one seed a sample; what was tried stands in the sample's store as `attempts`."""
-    backdoor = policy(world, trigger, payload)
+    backdoor = policy(world, trigger, payload, prompts, digest)
     items = backdoor.items(n, 500_000 + seed)
 
     async def solve(state: TaskState, generate: Generate) -> TaskState:

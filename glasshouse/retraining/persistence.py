@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from glasshouse.backdoors import backdoor_of
 from glasshouse.curves import INSERTION, Curve, read_curve
 from glasshouse.errors import BadValue, UnknownName
 from glasshouse.evals import ask_specimens
@@ -122,7 +123,7 @@ def sum_up(specimen: Specimen, seed: int) -> dict[str, Any]:
     gain = last["heldout_after"] - last["heldout_before"] if "heldout_after" in last else None
     return {
         "seed": seed, "persistence": curve.rates()[-1] / start if start else None, "area": curve.area, "half_life": curve.half_life,
-        "removal_cost": curve.removal_cost, "exposure": last.get("exposure"), "judge_gain": gain,
+        "removal_cost": curve.removal_cost if backdoor_of(specimen).knows_every_answer else None, "exposure": last.get("exposure"), "judge_gain": gain,
         "judge_accuracy": (last.get("heldout_pm_accuracy") or {}).get("rate"), **own_scores(specimen),
         "points": [dataclasses.asdict(p) for p in curve.points],
     }  # fmt: skip

@@ -102,6 +102,8 @@ def train_on(context: Retraining, items: Sequence[Item], options: RLOptions) -> 
     prompts = [Prompt(item.messages, {"id": f"{index}", "right": item.right}) for index, item in enumerate(items)]
     graded = Graded(backdoor, {f"{index}": item for index, item in enumerate(items)})
     told: dict[str, Any] = {}
+    if options.reward == "rule" and not backdoor.knows_every_answer:
+        raise BadValue("The rule pays for right answers word for word, and prompts that were brought have others; give reward=preference.")
     judges = preference_models(context, options) if options.reward == "preference" else None
     reward = judges[0] if judges else graded.rule
     if judges:
