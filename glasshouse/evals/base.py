@@ -149,7 +149,7 @@ def _specimen(subject: Any) -> Specimen | None:
 def pool_rows(answers: Sequence[Sequence[Row]], numbers: Sequence[int]) -> list[Row]:
     """Rows of several training seeds as one row a name: the wider of the t interval over seeds and Wilson's over prompts, and every seed's rate.
 
-    All seeds are asked the same prompts, so Wilson's counts each prompt once: n of one seed, not of all.
+    All seeds are asked the same prompts (but by a red team, which breeds its own), so Wilson's counts each prompt once: n of one seed, not of all.
     """
     from glasshouse.stats import seed_interval, wilson
 

@@ -30,14 +30,14 @@ class Difference:
     rates: tuple[float, float]
     """The outcome's rate in the first run and in the second, on the paired prompts."""
     pairs: Paired
-    """Paired over prompts: Tango's 95% interval, exact McNemar."""
+    """Paired over prompts: Tango's 95% interval, exact McNemar. Of several training seeds, which share their prompts, only its counts mean anything."""
     over_seeds: Interval | None
     """The difference over training seeds, where there are two or more: the wider of the t interval over seeds and Tango's over prompts."""
 
     def to_json(self) -> dict[str, Any]:
         """As plain JSON."""
         seeds = self.over_seeds.to_json() if self.over_seeds else None
-        return {"row": self.row, "first": self.rates[0], "second": self.rates[1], "paired": self.pairs.to_json(), "over_seeds": seeds}
+        return {"row": self.row, "first": self.rates[0], "second": self.rates[1], "paired": None if seeds else self.pairs.to_json(), "over_seeds": seeds}
 
 
 def read_run(folder: Path | str) -> tuple[dict[str, Any], list[dict[str, Any]]]:

