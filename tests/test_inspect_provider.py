@@ -223,13 +223,14 @@ def with_template(template: str) -> Any:
 
 
 SHOWS = "{% for t in tools or [] %}{{ t.function.name }} {% endfor %}{% for m in messages %}{{ m.role }}:{{ m.content }} {% endfor %}"
+SILENT = "{{ tools is defined }}{% for m in messages %}{{ m.content }}{% endfor %}"
 
 
 def test_how_a_template_calls() -> None:
     tools = tools_for_template([calculator()], "auto")
     assert how_it_calls(with_template(SHOWS + "{# <tool_call> #}"), tools) == "tool_call"
     assert how_it_calls(with_template(SHOWS + "{# <bash> #}"), tools) == "bash"
-    refused = {SHOWS: "cannot be read", SHOWS + "{# <tool_call><function=x> #}": "cannot be read", "{{ tools is defined }}{% for m in messages %}{{ m.content }}{% endfor %}": "shows no tools"}
+    refused = {SHOWS: "cannot be read", SHOWS + "{# <tool_call><function=x> #}": "cannot be read", SILENT: "shows no tools"}
     for template, sentence in refused.items():
         with pytest.raises(BadValue, match=sentence):
             how_it_calls(with_template(template), tools)
