@@ -11,7 +11,7 @@ from actadd_arms import Experiment
 from glasshouse.plots import Caption, rates
 from glasshouse.plots.steering import dose, sweep_heat
 from glasshouse.records import Row
-from glasshouse.stats import seed_interval
+from glasshouse.stats import seed_interval, wilson
 
 DECODING = "temperature 1, top-p 0.3, 40 new tokens"
 
@@ -59,5 +59,6 @@ def draw(given: argparse.Namespace, one: Experiment, found: Sequence[dict[str, A
         dose(first["dose"]["rows"], caption, unsteered=plain["rate"]["value"], title=f"{one.name} at {first['site']}").save(given.out / f"dose-{name}.svg")
     bars = [{"name": arm["arm"], "k": arm["k"], "n": arm["n"], "low": arm["rate"]["low"], "high": arm["rate"]["high"]} for arm in first["arms"]]
     drawn = Row.of(f"random x {len(first['random'])}", round(sum(first["random"]) * first["n"]), len(first["random"]) * first["n"])
-    bars.append(drawn.to_json())
+    low, high = wilson(drawn.k / len(first["random"]), first["n"])  # all directions are put on the same prompts, so each prompt counts once
+    bars.append(drawn.to_json() | {"low": low, "high": high})
     rates(bars, caption, title=f"{one.name}, seed {seeds[0]}", subject="success", published=one.published).save(given.out / f"arms-{name}.svg")
