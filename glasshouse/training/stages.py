@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from glasshouse.errors import BadValue
-from glasshouse.records import content_hash, file_hash, versions, write_json, writing
+from glasshouse.records import checkpoint_hash, content_hash, file_hash, versions, write_json, writing
 from glasshouse.training.engine import FULL_STATE, write_metrics
 
 
@@ -38,7 +38,7 @@ def start_from(folder: Path | str, *, device: str | None = None) -> Start:
 
     model = load(str(folder), device=device, dtype=torch.float32)
     weights = Path(folder) / "model.safetensors"
-    identity = file_hash(weights) if weights.exists() else str(folder)
+    identity = file_hash(weights) if weights.exists() else checkpoint_hash(folder)
     return Start(model.hf, model.tokenizer, identity)
 
 
