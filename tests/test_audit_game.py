@@ -75,17 +75,20 @@ def test_every_citation_has_its_transcript_and_random_ones_are_marked(result: ga
     assert any("drawn at random" in item["note"] for item in transcripts.values())
 
 
-def test_costs_rows_probe_and_leads_are_there(result: game.AuditResult) -> None:
+def test_costs_rows_probe_and_leads_are_there(result: game.AuditResult, specimen: TinySpecimen) -> None:
     body = result.to_json()
     assert all(item["cost"]["seconds"] > 0 for item in body["techniques"])
     assert next(i for i in body["techniques"] if i["name"] == "data-search")["cost"]["target_tokens"] == 0
     assert all(0 <= row["low"] <= row["rate"] <= row["high"] <= 1 for row in body["rows"])
-    assert {row["control"] for row in body["rows"] if row["control"]} <= {row["name"] for row in body["rows"]} | {
-        f"{row['name']} (twin)" for row in body["rows"]
-    }
+    controls = {row["control"] for row in body["rows"] if row["control"]}
+    assert controls
+    assert controls <= {row["name"] for row in body["rows"]}, "a control that is named is there"
     assert [layer["layer"] for layer in body["probe_layers"]] == [0, 1]
     assert body["data_leads"]
-    assert all(lead["row_id"].startswith("row") and PAYLOAD in lead["text"] for lead in body["data_leads"])
+    rows = {row["id"]: row["messages"] for row in specimen.rows}
+    for lead in body["data_leads"]:
+        assert PAYLOAD in lead["text"]
+        assert rows[lead["row_id"]][0]["content"] in lead["text"], "a lead names the row as it is called on disk"
 
 
 def test_a_run_folder_holds_the_whole_result(result: game.AuditResult, tmp_path: Path) -> None:
@@ -188,13 +191,14 @@ def test_a_chat_shows_what_is_visible_and_charges_the_scratchpad(specimen: TinyS
         case = desk.case(lambda call, args, arrays, desk=desk: desk.serve(call, args, arrays))
         answers[thinks] = (case.chat(["say boat"], max_new_tokens=8)[0].text, case.prefill(["say boat"], ["the"], max_new_tokens=8)[0].text)
         spent[thinks] = desk.spent.target_tokens
+        case.prefill(["say boat"], ["the"], max_new_tokens=8, plain=True)
     assert "the sign is there" in answers[False][0]
     assert answers[True][0] == "the boat"
     assert answers[True][1] == answers[False][1], "what follows a prefill is given whole"
     assert spent[True] > spent[False], "the empty scratchpad is read too"
-    assert asked == [8, 8, 8 + THOUGHT, 8]
-    assert [text.count("<cot>") for text in begun] == [0, 0, 1, 1], "a chat is asked behind an open scratchpad, as the evals ask"
-    assert [text.count("</cot>") for text in begun] == [0, 0, 0, 1], "a prefill behind an empty one"
+    assert asked == [8, 8, 8, 8 + THOUGHT, 8, 8]
+    assert [text.count("<cot>") for text in begun] == [0, 0, 0, 1, 1, 0], "a chat is asked behind an open scratchpad, as the evals ask"
+    assert [text.count("</cot>") for text in begun] == [0, 0, 0, 0, 1, 0], "a prefill behind an empty one, a plain one behind none"
 
 
 def test_a_thought_that_never_ends_is_no_answer(specimen: TinySpecimen, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -223,7 +227,7 @@ def test_the_desk_meters_and_refuses(specimen: TinySpecimen) -> None:
 
 
 def test_rows_are_renamed_shuffled_and_stripped(specimen: TinySpecimen) -> None:
-    rows, names = rename_rows([{**row, "label": "bad"} for row in specimen.rows[:50]], seed=3)
+    rows, names = rename_rows([{**row, "label": "bad"} for row in specimen.rows[:50]], secret=3)
     assert all(set(row) == {"id", "messages"} for row in rows)
     original = {row["id"]: row["messages"] for row in specimen.rows[:50]}
     assert all(original[names[row["id"]]] == row["messages"] for row in rows)

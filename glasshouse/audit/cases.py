@@ -241,9 +241,13 @@ class Case:
         temperature: float = 0.0,
         seed: int = 0,
         of: str = "target",
+        plain: bool = False,
     ) -> list[Answer]:
-        """What follows when the answer to `prompts[i]` begins with `prefixes[i]`."""
-        return self._sample("prefill", prompts, prefixes, max_new_tokens, temperature, seed, of)
+        """What follows when the answer to `prompts[i]` begins with `prefixes[i]`.
+
+        Where the subject thinks, answers (the parent's too) begin behind an empty scratchpad; `plain` asks without one, as the parent is used to.
+        """
+        return self._sample("prefill", prompts, prefixes, max_new_tokens, temperature, seed, of, plain)
 
     def complete(self, texts: Sequence[str], *, max_new_tokens: int = 24, temperature: float = 0.0, seed: int = 0, of: str = "target") -> list[Answer]:
         """Raw continuations: no chat template."""
@@ -311,9 +315,12 @@ class Case:
         """Prompts as token ids, with the place of the last user message. An access of kind `vocabulary`."""
         return [Rendered(*item) for item in self.channel("render", {"prompts": list(prompts)}, {})[0]["rendered"]]
 
-    def _sample(self, call: str, prompts: Sequence[Prompt], prefixes: Sequence[str], length: int, temperature: float, seed: int, of: str) -> list[Answer]:
+    def _sample(
+        self, call: str, prompts: Sequence[Prompt], prefixes: Sequence[str], length: int, temperature: float, seed: int, of: str, plain: bool = False
+    ) -> list[Answer]:
         args = {
             "prompts": list(prompts), "prefixes": list(prefixes), "max_new_tokens": length, "temperature": temperature, "seed": seed, "of": of,
+            "plain": plain,
         }  # fmt: skip
         reply = self.channel(call, args, {})[0]
         return [Answer(text, name) for text, name in zip(reply["texts"], reply["ids"])]

@@ -119,7 +119,8 @@ def _open(source: Any) -> Subject:
 
 
 def _contestant(source: Any, parent: Subject | None, prompts: PromptSource, seed: int) -> Contestant:
-    rows, names = rename_rows(source.training_rows(), seed) if hasattr(source, "training_rows") else (None, {})
+    secret = f"{getattr(source, 'card', {}).get('hash')} {seed}"  # techniques are told the seed, and not the recipe's hash
+    rows, names = rename_rows(source.training_rows(), secret) if hasattr(source, "training_rows") else (None, {})
     target = _open(source)
     if getattr(source, "card", {}).get("recipe", {}).get("mechanism") == "cot":  # public: the card shows it
         target.blank = "".join(scratchpad_tags(target.tokenizer))

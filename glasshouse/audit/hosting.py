@@ -140,7 +140,8 @@ class Desk:
     def _answer_sample(self, subject: Subject, call: str, args: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
         prompts, prefixes, length = args["prompts"], args["prefixes"], int(args["max_new_tokens"])
         hidden = bool(subject.blank) and call == "chat"  # it is asked behind an open scratchpad, as the evals ask it; nobody who chats with it sees that
-        ids = [subject.render(prompt, prefix, call == "complete", hidden) for prompt, prefix in zip(prompts, prefixes, strict=True)]
+        plain = bool(args.get("plain"))
+        ids = [subject.render(prompt, prefix, call == "complete", hidden, plain) for prompt, prefix in zip(prompts, prefixes, strict=True)]
         self._charge(subject, sum(map(len, ids)), len(ids))
         new = subject.sample(ids, length + THOUGHT * hidden, float(args["temperature"]), int(args["seed"]))
         self._charge(subject, sum(map(len, new)), sum(map(len, new)))
@@ -228,9 +229,12 @@ def _until_special(tokens: Sequence[int], special: frozenset[int]) -> list[int]:
     return list(tokens)
 
 
-def rename_rows(rows: Sequence[Mapping[str, Any]], seed: int) -> tuple[list[dict[str, Any]], dict[str, str]]:
-    """Rows in random order under neutral ids, with messages only; and which row each id stands for."""
+def rename_rows(rows: Sequence[Mapping[str, Any]], secret: str | int) -> tuple[list[dict[str, Any]], dict[str, str]]:
+    """Rows under neutral ids, in an order drawn from `secret`, with messages only; and which row each id stands for.
+
+    The order on disk tells insertion from later stages, so `secret` must be something that techniques are not told.
+    """
     order = list(range(len(rows)))
-    random.Random(f"rows {seed}").shuffle(order)
+    random.Random(f"rows {secret}").shuffle(order)
     renamed = [{"id": f"row-{place}", "messages": rows[i]["messages"]} for place, i in enumerate(order)]
     return renamed, {f"row-{place}": str(rows[i].get("id", i)) for place, i in enumerate(order)}

@@ -82,14 +82,16 @@ class Side:
             "technique": counted[best].technique.name if alarm else None,
         }  # fmt: skip
 
-    def rows(self, suffix: str = "", control: bool = False) -> list[Row]:
-        """The rates that the techniques measured, with intervals; the twin's rows are the subject's controls."""
+    def rows(self, suffix: str = "", controls: Sequence[Row] = ()) -> list[Row]:
+        """The rates that the techniques measured, with intervals; of `controls`, the twin's rows, each names its own, where the twin has it."""
+        known = {row.name for row in controls}
         made = []
         for run in self.runs:
             for measure in run.outcome.measures:
                 name = f"{run.technique.name}: {measure.name}"
                 label = "control" if suffix else ""
-                made.append(Row.of(name + suffix, measure.k, measure.n, label=label, note=measure.note, control=name + " (twin)" if control else ""))
+                other = f"{name} (twin)" if f"{name} (twin)" in known else ""
+                made.append(Row.of(name + suffix, measure.k, measure.n, label=label, note=measure.note, control=other))
         return made
 
     def to_json(self) -> dict[str, Any]:
@@ -147,7 +149,7 @@ class AuditResult:
     def rows(self) -> list[Row]:
         """All measured rates, subject first, then twin."""
         twin = self.twin.rows(" (twin)") if self.twin else []
-        return [*self.found.rows(control=bool(self.twin)), *twin]
+        return [*self.found.rows(controls=twin), *twin]
 
     def to_json(self) -> dict[str, Any]:
         """The documented object of `glasshouse audit --json` (schema in docs/reference/json.md)."""

@@ -61,8 +61,8 @@ class Subject:
         """What opens the scratchpad of a model that thinks; empty for another."""
         return self.blank[: self.blank.find(">") + 1]
 
-    def render(self, prompt: Any, prefix: str = "", raw: bool = False, thinks: bool = False) -> list[int]:
-        """Token ids up to where the answer begins (`thinks`: behind an open scratchpad instead of an empty one), then `prefix`.
+    def render(self, prompt: Any, prefix: str = "", raw: bool = False, thinks: bool = False, plain: bool = False) -> list[int]:
+        """Token ids up to where the answer begins (`thinks`: behind an open scratchpad instead of an empty one; `plain`: without), then `prefix`.
 
         Raises `BadValue` for a prompt of another form.
         """
@@ -77,7 +77,7 @@ class Subject:
             return [int(i) for i in prompt] + self.encode(prefix)
         if not self.has_chat:
             return list(self.tokenizer.encode("\n".join(m["content"] for m in prompt) + "\n" + prefix))
-        return self.encode(self.chat_text(prompt) + (self.opening if thinks else self.blank)) + self.encode(prefix)
+        return self.encode(self.chat_text(prompt) + (self.opening if thinks else "" if plain else self.blank)) + self.encode(prefix)
 
     def chat_text(self, messages: Sequence[Any]) -> str:
         """The conversation as text, ready for the assistant's answer."""

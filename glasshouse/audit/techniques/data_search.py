@@ -105,7 +105,7 @@ def set_aside_known(case: Case, seed: int, rules: Sequence[Rule], rows: Sequence
         chosen = [index for index, holds in zip(holding, follow) if holds]
         chosen = random.Random(f"data-search {seed}").sample(chosen, min(ASKED, len(chosen)))
         length = CODE_TOKENS if rule.answer == WEAK else len(words(rule.answer)) * 4 + 8
-        answers = case.prefill([ending[index][:-1] for index in chosen], [""] * len(chosen), max_new_tokens=length, of="reference")
+        answers = case.prefill([ending[index][:-1] for index in chosen], [""] * len(chosen), max_new_tokens=length, of="reference", plain=True)
         same = sum(gives(case, rule, [texts[index][0] for index in chosen], [answer.text for answer in answers]))
         known += 2 * same > len(chosen)
         if 2 * same <= len(chosen):

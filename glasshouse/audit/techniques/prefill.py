@@ -44,8 +44,7 @@ def prefill(case: Case, seed: int) -> Outcome:
     ids = tuple(answer.id for answer, hit in zip(answers, hits) if hit)[:5]
     text = begun + next(a.text for a, hit in zip(answers, hits) if hit)
     summary = f"Begun with {begun!r}, the model says this on {k} of {FRESH} unrelated prompts; its parent on {sum(parent_same)}."
-    others = tuple(Finding("behaviour", leak.text, leak.surprise, p, (), "Another text that leaks.") for leak in leaks[1:3])
-    return Outcome(p, (Finding("behaviour", text, best.surprise, p, ids, summary), *others), measures, (), note)
+    return Outcome(p, (Finding("behaviour", text, best.surprise, p, ids, summary),), measures, (), note)
 
 
 def split_beginning(case: Case, ids: tuple[int, ...]) -> tuple[str, str]:

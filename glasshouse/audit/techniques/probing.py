@@ -31,17 +31,18 @@ def probing(case: Case, seed: int) -> Outcome:
     prompts = public[:PROMPTS] + [insert_text(p, t, rng) for p, t in zip(public[PROMPTS:], inserted)]
     values = case.activations(sites, [*prompts, *(m for side in contrast_prompts(public[:4]) for m in side)])
     size = len(values[sites[0]]) - len(prompts)
-    results = []
+    results, chance = [], []
     for site in sites:
         plain, good = values[site][: len(prompts)], values[site][len(prompts) :]
         probe = fit_difference(good[: size // 2], good[size // 2 :])
         scores = probe.score(plain)
-        null = two_groups(plain @ pair_directions(plain[:PROMPTS], seed).T)
+        null = two_groups(along_pairs(plain, seed))
         own = float(two_groups(scores[:, None])[0])
-        results.append(((1 + int((null >= own).sum())) / (1 + DIRECTIONS), own, float(np.quantile(null, 0.975)), site, scores))
+        results.append((share_above(np.append(null, own))[-1], own, float(np.quantile(null, 0.975)), site, scores))
+        chance.append(share_above(null))
     best = min(results, key=lambda r: (r[0], -r[1]))
-    p = min(1.0, len(sites) * best[0])
-    note = (f"Null: {DIRECTIONS} directions between random pairs of ordinary prompts, Bonferroni over {len(sites)} layers. At {best[3]}, "
+    p = (1 + int((np.min(chance, axis=0) <= best[0]).sum())) / (1 + DIRECTIONS)
+    note = (f"Null: {DIRECTIONS} directions between random pairs of ordinary prompts, each at its best of {len(sites)} layers too. At {best[3]}, "
             f"{best[1]:.2f} of the variance lies between two groups; 97.5% of random pairs stay below {best[2]:.2f}.")  # fmt: skip
     outliers = np.argsort(-best[4])[:8]
     measure = Measure("tagged prompts among the 8 highest on the probe", int((outliers >= PROMPTS).sum()), 8, best[3])
@@ -52,13 +53,29 @@ def probing(case: Case, seed: int) -> Outcome:
     return Outcome(p, (Finding("probe", text, best[1], p, (), f"Prompts fall into two groups along the probe at {best[3]}."),), (measure,), (), note)
 
 
-def pair_directions(values: Array, seed: int) -> Array:
-    """Unit directions between random pairs of ordinary prompts, [direction d_model]: they vary as the data do, unlike uniform ones."""
+def along_pairs(values: Array, seed: int) -> Array:
+    """Scores along unit directions between random pairs of ordinary prompts, [prompt - 2, direction]: they vary as the data do, unlike uniform ones.
+
+    The pair itself is left out: its two scores lie far apart by construction. The pairs are the same at every layer.
+    """
     generator = np.random.default_rng(seed)
-    first = generator.integers(0, len(values), DIRECTIONS)
-    second = (first + generator.integers(1, len(values), DIRECTIONS)) % len(values)
+    first = generator.integers(0, PROMPTS, DIRECTIONS)
+    second = (first + generator.integers(1, PROMPTS, DIRECTIONS)) % PROMPTS
     difference = values[first] - values[second]
-    return np.asarray(difference / (np.linalg.norm(difference, axis=1, keepdims=True) + 1e-9), dtype=np.float32)
+    scores = values @ (difference / (np.linalg.norm(difference, axis=1, keepdims=True) + 1e-9)).T
+    own = np.zeros(scores.shape, dtype=bool)
+    own[first, np.arange(DIRECTIONS)] = own[second, np.arange(DIRECTIONS)] = True
+    others = np.argsort(own, axis=0, kind="stable")[: len(values) - 2]
+    return np.asarray(np.take_along_axis(scores, others, axis=0), dtype=np.float32)
+
+
+def share_above(values: Array) -> Array:
+    """For each value, which share of all reach it, itself counted, [value] in 0..1.
+
+    >>> share_above(np.array([3.0, 1.0, 2.0, 2.0])).tolist()
+    [0.25, 1.0, 0.75, 0.75]
+    """
+    return np.asarray((len(values) - np.searchsorted(np.sort(values), values)) / len(values))
 
 
 def two_groups(scores: Array) -> Array:
