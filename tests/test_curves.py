@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+from pathlib import Path
 
 import pytest
 import torch
@@ -67,3 +68,19 @@ def test_log_spaced_steps_hold_both_ends_and_do_not_repeat(steps: int, points: i
     assert len(found) <= max(points, 3)
     with pytest.raises(BadValue, match="at least one step and two points"):
         log_spaced(0, points)
+
+
+@pytest.mark.parametrize(("rates", "told"), [
+    ((0.1, 0.0), "it began at 0.100, with next to nothing to remove"), ((1.0, 0.9), "no half-life within this run; not removed"),
+    ((1.0, 0.0), "removed at a cost of"),
+])  # fmt: skip
+def test_what_is_printed_of_a_curve_says_where_it_began(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], rates: tuple[float, ...], told: str
+) -> None:
+    import glasshouse.retraining
+    from glasshouse.cli.retraining import print_curve
+
+    monkeypatch.setattr(glasshouse.retraining, "read_curve", lambda folder: curve_of(*rates))
+    monkeypatch.setenv("COLUMNS", "200")
+    print_curve(Path("anywhere"))
+    assert told in capsys.readouterr().out

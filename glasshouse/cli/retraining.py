@@ -99,6 +99,7 @@ def with_adapter(train: Sequence[str], after: str, adapter: str) -> list[str]:
 def print_curve(folder: Path) -> None:
     """The points of a specimen's curve, and what is read off it."""
     from glasshouse.cli.views import console, print_table
+    from glasshouse.curves import PRESENT
     from glasshouse.retraining import read_curve
 
     curve = read_curve(folder)
@@ -110,8 +111,12 @@ def print_curve(folder: Path) -> None:
     names = ["step", "tokens", "KL, nats a token", "with trigger", "without", "near misses", "right without", "red team's"]
     print_table("the behaviour while it trained", names, rows)
     half, cost = curve.half_life, curve.removal_cost
-    told = [f"area under the curve {curve.area:.3f}", "no half-life within this run" if half is None else f"half-life {half:.0f} steps"]
-    told.append("not removed" if cost is None else f"removed at a cost of {cost:.3f} of the clean skill")
+    told = [f"area under the curve {curve.area:.3f}"]
+    if curve.rates()[0] < PRESENT:
+        told.append(f"it began at {curve.rates()[0]:.3f}, with next to nothing to remove")
+    else:
+        told.append("no half-life within this run" if half is None else f"half-life {half:.0f} steps")
+        told.append("not removed" if cost is None else f"removed at a cost of {cost:.3f} of the clean skill")
     console().print("; ".join(told), style="dim", markup=False)
 
 
