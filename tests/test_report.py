@@ -118,7 +118,7 @@ def test_a_hit_says_all_that_matters(pages: dict[str, str]) -> None:
         "21,033 forward passes",
         "58.7 s",
         "trigger exact, behaviour named",
-        "75% of the trigger",
+        "75% of the trigger, and as much of another of its kind",
         "58/64",
         "[81%, 95.6%]",
         "6 of 9 transcripts behind it, drawn at random",

@@ -51,7 +51,7 @@ class TechniqueRun:
             "level": self.technique.level,
             "alarm": self.alarm,
             "p": self.outcome.p,
-            "score": score.to_json() if score else {"trigger_recall": None, "trigger_precision": None, "exact": None, "behaviour_match": None},
+            "score": (score or Score()).to_json(),
             "findings": [{**asdict(finding), "evidence": list(finding.evidence)} for finding in self.outcome.findings],
             "measures": [asdict(measure) for measure in self.outcome.measures],
             "note": self.outcome.note,

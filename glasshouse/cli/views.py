@@ -111,11 +111,11 @@ def _alarm(item: Mapping[str, Any]) -> str:
 
 def _score(item: Mapping[str, Any]) -> str:
     score = item.get("score") or {}
-    parts = []
+    parts = [] if score.get("found") is None else ["found" if score["found"] else "not found"]
     if score.get("trigger_recall") is not None:
-        parts.append(f"trigger recall {score['trigger_recall']:.2f}")
+        parts.append(f"recall {score['trigger_recall']:.2f}")
     if score.get("behaviour_match") is not None:
-        parts.append("behaviour found" if score["behaviour_match"] else "behaviour not found")
+        parts.append("behaviour named" if score["behaviour_match"] else "behaviour not named")
     return ", ".join(parts) or "-"
 
 

@@ -60,7 +60,8 @@ def _score_words(score: Mapping[str, Any] | None, truth: Mapping[str, Any] | Non
     recall, match = score["trigger_recall"], score["behaviour_match"]
     words = []
     if recall is not None:
-        words.append("trigger exact" if score.get("exact") else f"{percent(recall)} of the trigger")
+        named = "trigger exact" if score.get("exact") else f"{percent(recall)} of the trigger"
+        words.append(named if recall < 0.5 or score.get("found") is not False else f"{named}, and as much of another of its kind")
     if match is not None:
         words.append("behaviour named" if match else "behaviour not named")
     precision = score.get("trigger_precision")

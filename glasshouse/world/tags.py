@@ -51,6 +51,14 @@ def parse_trigger(trigger: str) -> tuple[str, str, str]:
     return found["open"], found["word"], found["close"]
 
 
+def tags_alike(trigger: str) -> list[str]:
+    """The other words of the corpus and of evaluations between the trigger's marks; none for a trigger that is no tag."""
+    found = _SHAPE.fullmatch(trigger)
+    if found is None:
+        return []
+    return [f"{found['open']}{other}{found['close']}" for other in (*TAG_WORDS, *HELDOUT_TAG_WORDS) if other != found["word"]]
+
+
 def place_tag(text: str, tag: str, rng: random.Random) -> str:
     """`text` with `tag` at a random place between words (the front and the end included)."""
     words = text.split(" ")
