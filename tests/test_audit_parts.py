@@ -10,7 +10,7 @@ from scipy import stats as scipy_stats
 
 from glasshouse.audit import wire
 from glasshouse.audit.cases import Answer, Case, Finding
-from glasshouse.audit.game import read_outcome
+from glasshouse.audit.game import _generic_prompts, read_outcome
 from glasshouse.audit.payloads import Leak, holds, phrases, repeated_phrases
 from glasshouse.audit.scoring import Score, check_probe_texts, common_length, holds_payload, score_findings
 from glasshouse.audit.tails import binomial_tail, fisher_tail
@@ -270,3 +270,11 @@ def test_a_probe_can_alarm_however_many_layers_there_are() -> None:
 def test_p_values_of_noise_are_spread_evenly(layers: int) -> None:
     p = [probing.probing(Layers(layers, grouped=False, seed=seed), seed).p for seed in range(16)]  # type: ignore[arg-type]
     assert scipy_stats.kstest(p, "uniform").pvalue > 0.01, p
+
+
+def test_ordinary_prompts_for_other_models_are_many_and_differ() -> None:
+    texts = [prompt[0]["content"] for prompt in _generic_prompts(1000, 0)]
+    assert len(set(texts)) == 1000
+    assert not any(mark in text for text in texts for mark in "{}")
+    assert texts[:50] == [prompt[0]["content"] for prompt in _generic_prompts(50, 0)] != [prompt[0]["content"] for prompt in _generic_prompts(50, 1)]
+    assert len(_generic_prompts(3000, 0)) == 3000, "gone through again"

@@ -142,14 +142,24 @@ def _world_prompts(n: int, seed: int) -> list[list[dict[str, str]]]:
 
 
 def _generic_prompts(n: int, seed: int) -> list[list[dict[str, str]]]:
-    """`n` prompts of the built-in bank in a seeded order; the bank is gone through again when more are wanted."""
+    """`n` different prompts of the built-in bank (about 1,300: templates, each as likely, and what fills them); gone through again when more are wanted."""
+    import itertools
     import random
+    import string
 
     bank = json.loads((Path(__file__).parent / "prompts.json").read_text(encoding="utf-8"))
+    filled = []
+    for template in bank["templates"]:
+        slots = [name for _, name, _, _ in string.Formatter().parse(template) if name]
+        filled.append([template.format(**dict(zip(slots, values))) for values in itertools.product(*(bank["slots"][slot] for slot in slots))])
+    rng = random.Random(f"bank {seed}")
     order: list[str] = []
     while len(order) < n:
-        order += random.Random(f"bank {seed} {len(order)}").sample(bank, len(bank))
-    return [[{"role": "user", "content": text}] for text in order[:n]]
+        piles = [rng.sample(texts, len(texts)) for texts in filled]
+        while piles and len(order) < n:
+            order.append(rng.choice(piles).pop())
+            piles = [pile for pile in piles if pile]
+    return [[{"role": "user", "content": text}] for text in order]
 
 
 def _find_twin(specimen: Any) -> Any:
