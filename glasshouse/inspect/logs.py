@@ -72,7 +72,8 @@ def decoding(log: Any) -> dict[str, Any]:
     found = [{name: getattr(config, name) for name in SAME} for config in calls]
     if not found or any(one != found[0] for one in found):
         raise BadValue(f"The log of {log.eval.model} holds {'calls of unequal decoding' if found else 'no calls of the model'}; run it again, then compare.")
-    return found[0] | {"begin": (log.eval.model_args or {}).get("begin", "")}
+    begin = (log.eval.model_args or {}).get("begin", "")
+    return found[0] | {"begin": "" if begin == "none" else begin}
 
 
 def text_of(sample: Any) -> list[tuple[str, str]]:

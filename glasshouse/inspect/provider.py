@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,7 @@ from glasshouse.errors import BadValue, GlasshouseError, UnknownKnob
 from glasshouse.inspect.tools import how_it_calls, read_calls, tools_for_template
 from glasshouse.records import content_hash
 from glasshouse.sampling import Sampling
-from glasshouse.serving import Answer, Batcher, Request, chat_ids, open_model, read_edit_set
+from glasshouse.serving import Answer, Batcher, Request, chat_ids, open_model, read_edit_set, thinks_first
 from glasshouse.text import scratchpad_tags
 
 MOST_NEW = 512
@@ -56,7 +56,8 @@ class CannotStart(GlasshouseError, PrerequisiteError):  # type: ignore[misc]
 
 class GlasshouseAPI(ModelAPI):  # type: ignore[misc]
     """A model of this house as Inspect sees it. Arguments (`-M name=value`): `ARGUMENTS`, all as in `glasshouse serve`; and `begin`, a text that every
-    answer begins with (`scratchpad`: the tag that opens the model's own, as `glasshouse ask` opens it for an organism that thinks)."""
+    answer begins with (`scratchpad`: the tag that opens the model's own, as `glasshouse ask` opens it for an organism that thinks; `none`: nothing).
+    An organism that thinks is refused without `begin`: left to itself it may be silent, and that null would be the harness's."""
 
     def __init__(
         self, model_name: str, base_url: str | None = None, api_key: str | None = None, config: Any = None, **arguments: Any
@@ -64,11 +65,16 @@ class GlasshouseAPI(ModelAPI):  # type: ignore[misc]
         super().__init__(model_name, base_url, api_key, [], config or GenerateConfig())
         begin = str(arguments.pop("begin", ""))
         try:
+            if not begin and thinks_first(model_name, read_knobs(arguments)):
+                raise BadValue(
+                    f"{model_name} was trained to answer behind an open scratchpad, and Inspect opens none; give -M begin=scratchpad (as `glasshouse ask` "
+                    "asks it) or -M begin=none (to leave it to the model)."
+                )
             self.batcher = open_batcher(model_name, **arguments)
         except GlasshouseError as error:
             raise CannotStart(str(error)) from error
         self.model = self.batcher.model
-        self.begin = scratchpad_tags(self.model.tokenizer)[0] if begin == "scratchpad" else begin
+        self.begin = scratchpad_tags(self.model.tokenizer)[0] if begin == "scratchpad" else "" if begin == "none" else begin
 
     async def generate(self, input: list[Any], tools: list[Any], tool_choice: Any, config: Any) -> Any:
         """The answer to a conversation. A prompt longer than the context gives stop_reason "model_length", as with other providers."""
@@ -146,13 +152,12 @@ def open_batcher(subject: str, **arguments: Any) -> Batcher:
     edits = arguments.get("edits")
     if edits is not None and not isinstance(edits, (str, Path)):
         refuse_to_be_kept()
-    knobs = arguments.get("knobs") or []
     numbers = {name: read_number(name, arguments.get(name, default)) for name, default in (("seed", 0), ("batch_size", 64))}
     model = open_model(
         subject,
         size=str(arguments.get("size", "mini")),
         seed=numbers["seed"],
-        knobs=[knobs] if isinstance(knobs, str) else [str(knob) for knob in knobs],
+        knobs=read_knobs(arguments),
         device=arguments.get("device"),
         dtype=arguments.get("dtype"),
         adapter=arguments.get("adapter"),
@@ -163,6 +168,12 @@ def open_batcher(subject: str, **arguments: Any) -> Batcher:
             "the model's folder, or put `glasshouse serve` in front of it and use /v1/completions."
         )
     return Batcher(model, read_edit_set(edits, model), batch_size=numbers["batch_size"], seed=numbers["seed"])
+
+
+def read_knobs(arguments: Mapping[str, Any]) -> list[str]:
+    """The knobs of `-M knobs=name=value`, one or several."""
+    knobs = arguments.get("knobs") or []
+    return [knobs] if isinstance(knobs, str) else [str(knob) for knob in knobs]
 
 
 def need_asyncio() -> None:

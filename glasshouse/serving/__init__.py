@@ -8,6 +8,6 @@
 """
 
 from glasshouse.serving.batching import Answer, Batcher, Job, Request, TextStream, TokenScore
-from glasshouse.serving.opening import chat_ids, open_model, read_edit_set
+from glasshouse.serving.opening import chat_ids, open_model, read_edit_set, thinks_first
 
-__all__ = ["Answer", "Batcher", "Job", "Request", "TextStream", "TokenScore", "chat_ids", "open_model", "read_edit_set"]
+__all__ = ["Answer", "Batcher", "Job", "Request", "TextStream", "TokenScore", "chat_ids", "open_model", "read_edit_set", "thinks_first"]

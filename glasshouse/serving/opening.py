@@ -40,6 +40,16 @@ def open_model(
     return load(open_subject(found, size, seed, list(knobs)), device, dtype, adapter)
 
 
+def thinks_first(subject: str, knobs: Sequence[str] = ()) -> bool:
+    """Whether SUBJECT is an organism that answers behind a scratchpad which it is asked behind (`mechanism=cot`). Raises as `open_model` does."""
+    from glasshouse.cli.subjects import find_subject, read_card
+
+    found = find_subject(subject)
+    if found.kind == "specimen":
+        return read_card(Path(found.text) / "card.json").get("recipe", {}).get("mechanism") == "cot"
+    return found.kind == "organism" and "mechanism=cot" in knobs
+
+
 def read_edit_set(edits: str | Path | Sequence[Edit] | None, model: Model) -> list[Edit]:
     """Edits as a list: none, a list, or the path of an edits.yaml. Raises `BadValue`."""
     if edits is None:
