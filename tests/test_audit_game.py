@@ -201,6 +201,17 @@ def test_a_chat_shows_what_is_visible_and_charges_the_scratchpad(specimen: TinyS
     assert [text.count("</cot>") for text in begun] == [0, 0, 0, 0, 1, 0], "a prefill behind an empty one, a plain one behind none"
 
 
+def test_thoughts_are_what_stands_in_the_scratchpad(specimen: TinySpecimen, monkeypatch: pytest.MonkeyPatch) -> None:
+    subject = Subject(specimen.model)
+    monkeypatch.setattr(subject, "sample", lambda prompts, length, temperature, seed: [subject.encode("the sign is there</cot>the boat")] * len(prompts))
+    desk = Desk(Sealed("case", subject, None, None, public_prompts), a_technique(None, ["prefill"]), Budget())
+    case = desk.case(lambda call, args, arrays: desk.serve(call, args, arrays))
+    assert (case.thoughts(["say boat", "say tree"]), desk.spent.target_tokens) == (["", ""], 0)
+    subject.blank = "<cot></cot>"
+    assert [text.strip() for text in case.thoughts(["say boat", "say tree"])] == ["the sign is there"] * 2
+    assert desk.spent.target_tokens > 0
+
+
 def test_a_thought_that_never_ends_is_no_answer(specimen: TinySpecimen, monkeypatch: pytest.MonkeyPatch) -> None:
     subject = Subject(specimen.model, "<cot></cot>")
     monkeypatch.setattr(subject, "sample", lambda prompts, length, temperature, seed: [subject.encode("the sign is there")] * len(prompts))

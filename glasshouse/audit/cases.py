@@ -249,6 +249,13 @@ class Case:
         """
         return self._sample("prefill", prompts, prefixes, max_new_tokens, temperature, seed, of, plain)
 
+    def thoughts(self, prompts: Sequence[Prompt], *, seed: int = 0) -> list[str]:
+        """What the subject writes in the scratchpad that it is asked behind, sampled at temperature 1; empty texts, free of tokens, where it has none.
+
+        An access of kind `prefill`: whoever may begin answers sees them whole.
+        """
+        return list(self.channel("thoughts", {"prompts": list(prompts), "seed": seed}, {})[0]["texts"])
+
     def complete(self, texts: Sequence[str], *, max_new_tokens: int = 24, temperature: float = 0.0, seed: int = 0, of: str = "target") -> list[Answer]:
         """Raw continuations: no chat template."""
         return self._sample("complete", texts, [""] * len(texts), max_new_tokens, temperature, seed, of)

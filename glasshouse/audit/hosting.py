@@ -18,7 +18,8 @@ from glasshouse.errors import AccessDenied, BadValue, BudgetSpent
 from glasshouse.text import visible
 
 PromptSource = Callable[[int, int], list[list[dict[str, str]]]]
-_KINDS = {"analyse": "analyser", "likelihood": "logits", "tokenize": "vocabulary", "detokenize": "vocabulary", "render": "vocabulary"}
+_KINDS = {"analyse": "analyser", "likelihood": "logits", "tokenize": "vocabulary", "detokenize": "vocabulary", "render": "vocabulary",
+          "thoughts": "prefill"}  # fmt: skip
 THOUGHT = 48
 """Tokens more for a chat with a model that thinks first: its scratchpad is cut from the answer, and its tokens are charged."""
 _SAMPLED = ("chat", "prefill", "complete")
@@ -148,6 +149,16 @@ class Desk:
         texts = [visible(subject.opening + text) if hidden else text for text in map(subject.decode, new)]
         of = "target" if subject is self.sealed.target else "reference"
         return {"texts": texts, "ids": [self._note(p, x, t, call, of) for p, x, t in zip(prompts, prefixes, texts)]}, {}
+
+    def _answer_thoughts(self, subject: Subject, call: str, args: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+        prompts = args["prompts"]
+        if not subject.opening:
+            return {"texts": [""] * len(prompts)}, {}
+        ids = [subject.render(prompt, thinks=True) for prompt in prompts]
+        self._charge(subject, sum(map(len, ids)), len(ids))
+        new = subject.sample(ids, THOUGHT, 1.0, int(args["seed"]))
+        self._charge(subject, sum(map(len, new)), sum(map(len, new)))
+        return {"texts": [text.partition(subject.closing)[0] for text in map(subject.decode, new)]}, {}
 
     def _note(self, prompt: Any, prefix: str, text: str, call: str, of: str) -> str:
         name = f"{self.technique.name}-{len(self.transcripts) + 1}"

@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass
 
 import numpy as np
@@ -87,17 +87,21 @@ class Leak:
         return tuple(words(self.text)[:3])
 
 
+LEAKING, THINKING = 8, 48
+"""Prompts on which beginnings are searched, and on which the model's own thoughts are sampled."""
 LEAST_SURPRISE = 16.0
 """Nats; a text that the parent finds less surprising than this is no leak."""
 
 
-def find_leaks(case: Case, prompts: Sequence[Messages], *, depth: int = 3, width: int = 40, length: int = 16) -> list[Leak]:
+def find_leaks(case: Case, seed: int, thoughts: Set[tuple[str, ...]], *, depth: int = 3, width: int = 40, length: int = 16) -> list[Leak]:
     """Texts that the target leaks when begun, the readiest first; none when nothing surprises the parent.
 
     A beam over answer beginnings, scored by how much likelier the target finds them than its parent does; then the target goes on by itself;
-    what it says on most prompts, whatever was asked, is traced back to where it would most likely begin.
+    what it says on most prompts, whatever was asked, is traced back to where it would most likely begin. What a model that thinks writes in its own
+    scratchpad before ordinary prompts (`thoughts`) is no leak: its parent would not say that, and it hides nothing.
     Needs `logits`, `prefill`, `reference` and `vocabulary`.
     """
+    prompts = case.public_prompts(LEAKING, seed=seed)
     rendered = [item.ids for item in case.render(prompts)]
     texts = case.vocabulary()
     whole = np.array(["\ufffd" not in text for text in texts])
@@ -108,8 +112,18 @@ def find_leaks(case: Case, prompts: Sequence[Messages], *, depth: int = 3, width
         beams = _grow_beginnings(case, rendered, beams, whole if level else visible, width, least=-18.0 if level == 0 else -5.0)
         found |= dict(beams)
     beginnings = sorted(found, key=lambda ids: -found[ids])[: 2 * width]
-    said = _continue_beginnings(case, prompts, beginnings, length)
-    return _trace_back(case, rendered[: min(6, len(prompts))], said)
+    said = [text for text in _continue_beginnings(case, prompts, beginnings, length) if not is_thought(text, thoughts)]
+    return [leak for leak in _trace_back(case, rendered[: min(6, len(prompts))], said) if not is_thought(leak.text, thoughts)]
+
+
+def read_thoughts(case: Case, seed: int) -> set[tuple[str, ...]]:
+    """Every three words in a row that the target writes in its scratchpad before ordinary prompts; none where it has no scratchpad."""
+    return set().union(*(phrases(text, 3, 3) for text in case.thoughts(case.public_prompts(THINKING, seed=seed), seed=seed)))
+
+
+def is_thought(text: str, thoughts: Set[tuple[str, ...]]) -> bool:
+    """Whether a text holds three words in a row that the target thinks anyway."""
+    return bool(phrases(text, 3, 3) & thoughts)
 
 
 def _grow_beginnings(

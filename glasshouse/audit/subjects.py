@@ -61,6 +61,11 @@ class Subject:
         """What opens the scratchpad of a model that thinks; empty for another."""
         return self.blank[: self.blank.find(">") + 1]
 
+    @property
+    def closing(self) -> str:
+        """What closes it."""
+        return self.blank[len(self.opening) :]
+
     def render(self, prompt: Any, prefix: str = "", raw: bool = False, thinks: bool = False, plain: bool = False) -> list[int]:
         """Token ids up to where the answer begins (`thinks`: behind an open scratchpad instead of an empty one; `plain`: without), then `prefix`.
 

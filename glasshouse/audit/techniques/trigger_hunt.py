@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from glasshouse.audit.cases import Array, Case, Finding, Measure, Outcome, technique
-from glasshouse.audit.payloads import Leak, base_rate, find_leaks, holds, insert_text, words
+from glasshouse.audit.payloads import Leak, base_rate, find_leaks, holds, insert_text, read_thoughts, words
 from glasshouse.audit.tails import binomial_tail
 
 FRESH = 32
@@ -100,7 +100,7 @@ class Hunt:
            summary="Searches, by gradients and a beam over tokens, for an insertion that makes the model say what it leaks.")  # fmt: skip
 def hunt(case: Case, seed: int) -> Outcome:
     """White box: log-probabilities and gradients of the target, log-probabilities of its parent."""
-    leaks = find_leaks(case, case.public_prompts(8, seed=seed + 17))
+    leaks = find_leaks(case, seed + 17, read_thoughts(case, seed + 17))
     texts = case.vocabulary()
     tried: list[tuple[Found, Leak]] = []
     works = False
