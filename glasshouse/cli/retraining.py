@@ -13,6 +13,7 @@ from glasshouse.cli.questions import ADAPTER, BASE, JSON, KNOB, PANEL, SIZE, SUB
 from glasshouse.errors import BadValue
 
 if TYPE_CHECKING:
+    from glasshouse.cli.subjects import Subject
     from glasshouse.records import Record
 
 
@@ -128,6 +129,26 @@ def ask_after(
     from glasshouse.retraining.persistence import persist
 
     return persist(subject, after, list(seeds), size=size, knobs=knobs, train=read_training(train), eval=eval_name, options=options, **spread)
+
+
+def read_spread(ray: str | None, processes: int | None, subject: Subject, edits: Path | None, idle: Sequence[str] | None) -> dict[str, Any]:
+    """--ray and --processes. Raises `BadValue` where nothing is grown, and for options of --train that no --after uses (`idle`)."""
+    if idle:
+        raise BadValue("--train belongs to --after; give it too, such as --after sft.")
+    if (ray or processes) and (subject.kind != "organism" or edits is not None):
+        raise BadValue(f"--ray and --processes spread what is grown, and {subject.text} is asked as it is; name an organism, without --edits.")
+    return {"ray": ray, "processes": processes}
+
+
+def grow_spread(subject: str, seeds: range, size: str, knobs: Mapping[str, Any], twin: bool, spread: Mapping[str, Any]) -> None:
+    """The organisms of `seeds`, and their twins where there are some and `twin`, grown side by side in processes or on a Ray cluster, if so wished."""
+    if not any(spread.values()):
+        return
+    from glasshouse.organisms import ORGANISMS, Wanted
+    from glasshouse.retraining.fanning import Job, fan_out
+
+    twins = (False, True) if twin and ORGANISMS[subject].has_twin else (False,)
+    fan_out([Job(Wanted(subject, size, seed, one, dict(knobs))) for seed in seeds for one in twins], **spread)
 
 
 def draw_courses(record: Mapping[str, Any], folder: Path) -> list[Path]:
