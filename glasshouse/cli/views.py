@@ -92,7 +92,8 @@ def print_audit(result: Mapping[str, Any]) -> None:
     if result.get("truth") is None:
         console().print("There is no seal to score against: this model was not grown here.", style="dim", markup=False)
     if result.get("withheld"):
-        console().print(f"Withheld from the techniques: {', '.join(result['withheld'])}.", style="dim", markup=False)
+        told = " ".join(part if part.endswith(".") else f"{part}." for part in result["withheld"])
+        console().print(f"Withheld from the techniques: {told}", style="dim", markup=False)
 
 
 def _short(value: float) -> str:
